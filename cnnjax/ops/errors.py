@@ -1,0 +1,25 @@
+"""How cnnjax tells a person what was wrong with an input."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in what the caller gave: one line that names the argument, what was received and what is allowed.
+
+    Commands print its message as their only output and exit with status 2.
+    """
+
+
+def unknown(kind: str, received: object, allowed: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not among `allowed`, with the nearest one suggested.
+
+    Args:
+      kind: what the name stands for, such as "model".
+      received: the name that was given.
+      allowed: every name that would have been right.
+    """
+    allowed = list(allowed)
+    nearest = difflib.get_close_matches(str(received).lower(), allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return InputError(f"unknown {kind} {received!r}: {hint}allowed: {', '.join(allowed)}")
