@@ -1,3 +1,27 @@
-"""cnnjax: published convolutional networks in JAX and Flax, as pure functions, proved and reproducible."""
+"""cnnjax: published convolutional networks in JAX and Flax, as pure functions, proved and reproducible.
+
+cnnjax.ops       convolution and pooling, array in, array out
+cnnjax.models    published networks: `models.names()`, `models.create(name, **fields)`
+cnnjax.data      data sets, augmentation, the order of examples
+cnnjax.training  configuration, loop, checkpoints
+cnnjax.load      a run's network and parameters
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["analysis", "data", "load", "models", "ops", "training"]
+
+if TYPE_CHECKING:
+    from cnnjax import analysis, data, models, ops, training
+    from cnnjax.training import load
+
+
+def __getattr__(name: str) -> Any:
+    """Parts are imported when they are first used, so that `import cnnjax` costs nothing."""
+    if name == "load":
+        return importlib.import_module("cnnjax.training").load
+    if name in __all__:
+        return importlib.import_module(f"cnnjax.{name}")
+    raise AttributeError(f"module 'cnnjax' has no attribute {name!r}")

@@ -1,0 +1,319 @@
+"""The `cnnjax` command."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cnnjax.ops.errors import InputError, unknown
+from cnnjax.training.launch import exit_status, parse
+
+HELP = """cnnjax: published convolutional networks in JAX and Flax.
+
+usage: cnnjax COMMAND [arguments]      (cnnjax COMMAND --help teaches each)
+
+  run NAME|FILE [options]   launch an experiment, or resume or show the one in its folder
+  evaluate RUN              accuracy of a run's parameters on its test images, or on other data
+  predict RUN IMAGE...      what a run says about image files: top classes with percentages
+  models                    the networks there are, and how many parameters each has
+  data                      the data sets there are; look at one; prepare one for TFDS
+
+start here: cnnjax run quickstart
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command and leaves with its exit status: 0, 1 for a failed run, 2 for a mistake in the command."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP)
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        from cnnjax import __version__
+
+        print(f"cnnjax {__version__}")
+        sys.exit(0)
+    with exit_status() as status:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        status.value = COMMANDS[argv[0]](argv[1:]) or 0
+    sys.exit(status.value)
+
+
+# ---- run -----------------------------------------------------------------------------------------------------------
+
+
+def experiment_names() -> dict[str, pathlib.Path]:
+    """The experiments at hand: files of `experiments/` here, and of the checkout cnnjax is installed from."""
+    found = {}
+    for folder in (pathlib.Path(__file__).parent.parent / "experiments", pathlib.Path("experiments")):
+        found |= {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+    return found
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The module of an experiment, by name or by file.
+
+    Raises:
+      InputError: there is none, or the file is not an experiment.
+    """
+    if name.endswith(".py") or "/" in name:
+        path = pathlib.Path(name)
+        if not path.is_file():
+            raise InputError(f"experiment: no such file: {name}")
+    else:
+        names = experiment_names()
+        if name not in names:
+            raise unknown("experiment", name, names)
+        path = names[name]
+    spec = importlib.util.spec_from_file_location(f"cnnjax_experiment_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "main", None)):
+        raise InputError(f"experiment: {path} has no main(argv), which an experiment must have")
+    return module
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        names = experiment_names()
+        print("usage: cnnjax run NAME|FILE [options]     (cnnjax run NAME --help lists its options)\n")
+        for name, path in names.items():
+            print(f"  {name:22} {_first_line(path)}")
+        return 0 if argv else 2
+    return load_experiment(argv[0]).main(argv[1:])
+
+
+def _first_line(path: pathlib.Path) -> str:
+    import ast
+
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+
+# ---- evaluate and predict ------------------------------------------------------------------------------------------
+
+
+def _open_run(run: pathlib.Path, best: bool):
+    """A run, having first loaded the experiment file it came from: that may define its model or its data."""
+    from cnnjax.training import load_run, rundir
+
+    file = rundir.read_config(run).get("experiment_file")
+    if file and pathlib.Path(file).is_file():
+        load_experiment(file)
+    return load_run(run, best=best)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluateData:
+    name: str | None = None
+    """Another data set than the run's own."""
+    raw_dir: str | None = None
+    """Folder with the set's original files."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS sets."""
+    cache_dir: str | None = None
+    """Folder for decoded arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluate:
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run's folder."""
+    data: _EvaluateData = dataclasses.field(default_factory=_EvaluateData)
+    split: Literal["train", "validation", "test"] = "test"
+    """Which images."""
+    best: bool = False
+    """The parameters that were best by validation, in place of the final ones."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _evaluate(argv: list[str]) -> None:
+    chosen = parse(_Evaluate, argv, program="cnnjax evaluate", description="Accuracy of a run on a set of images.")
+    import jax
+
+    from cnnjax.training import mesh, metrics, setup
+    from cnnjax.training.feed import Feed, evaluate_split
+
+    run = _open_run(chosen.run, chosen.best)
+    given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
+    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **given))
+    splits, derived = setup.prepare(config, setup.load_data(config))
+    if chosen.split not in splits:
+        raise unknown("split", chosen.split, splits)
+    if derived.image_shape != run.derived.image_shape:
+        raise InputError(
+            f"data.name: images of {config.data.name} are {derived.image_shape}, allowed: {run.derived.image_shape}, "
+            f"as the run's"
+        )
+    if derived.num_classes > run.derived.num_classes:
+        raise InputError(
+            f"data.name: {config.data.name} has {derived.num_classes} classes, allowed: at most the run's "
+            f"{run.derived.num_classes}"
+        )
+    with jax.enable_x64(config.train.dtype == "float64"):
+        feed = Feed(splits[chosen.split], mesh=mesh.make_mesh(config.run.devices), limit=config.data.resident_mb * 2**20)
+        sums, _ = evaluate_split(
+            run.variables,
+            feed,
+            model=run.model,
+            loss=metrics.make_loss(config.train.loss, config.train.label_smoothing),
+            preprocess=run.preprocess,
+            batch_size=config.run.eval_batch_size,
+        )
+    values = {
+        "step": run.step,
+        "data": config.data.name,
+        "split": chosen.split,
+        "examples": int(sums["count"]),
+        **metrics.averages(sums, derived.num_classes),
+    }
+    if chosen.json:
+        print(json.dumps(values))
+        return
+    print(f"{chosen.run} at step {run.step:,} on {values['examples']:,} {chosen.split} images of {config.data.name}")
+    for name in ("accuracy", "top5"):
+        if name in values:
+            print(f"  {name:9} {values[name]:.2%}")
+    print(f"  {'loss':9} {values['loss']:.4f}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Predict:
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run's folder."""
+    images: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Image files; each is resized to what the network was trained on."""
+    top: int = 5
+    """How many classes to name."""
+    best: bool = False
+    """The parameters that were best by validation, in place of the final ones."""
+    invert: bool = False
+    """Swap black and white first: MNIST's digits are white on black."""
+    json: bool = False
+    """Print a JSON object an image."""
+
+
+def _predict(argv: list[str]) -> None:
+    chosen = parse(_Predict, argv, program="cnnjax predict", description="What a run says about image files.")
+    import jax
+    import numpy as np
+
+    from cnnjax import data
+
+    if not chosen.images:
+        raise InputError("images: received none, allowed: one file or more")
+    if chosen.top < 1:
+        raise InputError(f"--top: received {chosen.top}, allowed: 1 or more")
+    run = _open_run(chosen.run, chosen.best)
+    if not run.derived.classes:
+        raise InputError(f"{chosen.run}: predicts numbers, not classes")
+    # Every file is opened before the network starts: a wrong one is known at once.
+    images = np.stack([data.open_image(path, *run.derived.image_shape) for path in chosen.images])
+    images = 255 - images if chosen.invert else images
+    with jax.enable_x64(run.config.train.dtype == "float64"):
+        apply = jax.jit(lambda variables, images: run.model.apply(variables, run.preprocess(images), train=False))
+        probabilities = np.asarray(jax.nn.softmax(apply(run.variables, images)), np.float64)
+    names = run.derived.classes
+    for path, row in zip(chosen.images, probabilities, strict=True):
+        order = np.argsort(-row, kind="stable")[: chosen.top]
+        found = [(names[i] if i < len(names) else str(i), float(row[i])) for i in order]
+        if chosen.json:
+            print(json.dumps({"image": str(path), "top": [{"class": name, "probability": p} for name, p in found]}))
+        else:
+            print(f"{path}\n" + "\n".join(f"  {p:7.2%}  {name}" for name, p in found))
+
+
+# ---- models and data -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Models:
+    json: bool = False
+    """Print JSON."""
+
+
+def _models(argv: list[str]) -> None:
+    chosen = parse(_Models, argv, program="cnnjax models", description="The networks, and how many parameters each has.")
+    from cnnjax import models
+
+    rows: list[dict[str, Any]] = [models.describe(name) for name in models.names()]
+    if chosen.json:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name, justify in (("name", "left"), ("parameters", "right"), ("input", "right"), ("classes", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)
+    table.add_column("what it is")
+    for row in rows:
+        shape = "×".join(map(str, row["input"]))
+        table.add_row(row["name"], f"{row['parameters']:,}", shape, str(row["classes"]), row["summary"])
+    Console().print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    action: Annotated[tyro.conf.Positional[Literal["list", "show", "prepare"]], tyro.conf.arg(metavar="list|show|prepare")] = (
+        "list"
+    )
+    """list the sets; show one: sizes, classes, statistics; prepare one as array_record, for `tfds:NAME`."""
+    name: tyro.conf.Positional[str | None] = None
+    """The set to show or prepare."""
+    raw_dir: str | None = None
+    """Folder with the set's original files."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS sets."""
+    cache_dir: str | None = None
+    """Folder for decoded arrays."""
+    picture: pathlib.Path | None = None
+    """With show: a PNG to draw examples of every class into."""
+
+
+def _data(argv: list[str]) -> None:
+    chosen = parse(_Data, argv, program="cnnjax data", description="The data sets.")
+    from cnnjax import data
+
+    if chosen.action == "list":
+        for name, summary in data.summaries().items():
+            print(f"  {name:14} {summary}")
+        return
+    if chosen.name is None:
+        raise InputError(f"cnnjax data {chosen.action}: needs the name of a data set ({', '.join(data.summaries())})")
+    if chosen.action == "prepare":
+        print(data.prepare(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir))
+        return
+    dataset = data.load(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir, cache_dir=chosen.cache_dir)
+    data.check(dataset)
+    mean, std = data.channel_mean_std(dataset.train.image)
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    print(dataset.name)
+    for split, arrays in splits.items():
+        if arrays is not None:
+            print(f"  {split:10} {len(arrays):,} images of {'×'.join(map(str, arrays.image.shape[1:]))}")
+    print(f"  mean       {', '.join(f'{value:.4f}' for value in mean)}   (pixels in [0, 1])")
+    print(f"  std        {', '.join(f'{value:.4f}' for value in std)}")
+    print(f"  classes    {', '.join(dataset.classes)}")
+    for name, value in dataset.provenance.items():
+        print(f"  {name}: {value}")
+    if chosen.picture is not None:
+        from cnnjax.analysis import pictures
+
+        pictures.examples(dataset.train.image, dataset.train.label, dataset.classes, chosen.picture)
+        print(f"  picture    {chosen.picture}")
+
+
+COMMANDS = {"run": _run, "evaluate": _evaluate, "predict": _predict, "models": _models, "data": _data}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Checkpoints that notice damage. The only module that imports Orbax.
+
+Orbax restores flipped bits without a word and leaves the folders of killed saves behind. So each checkpoint `STEP/` has
+a manifest beside it, `STEP.json`, with the sha256 of every file; it is written last, atomically. A checkpoint without
+its manifest, or that disagrees with it, is not good.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from cnnjax.training.errors import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is known of a finished checkpoint."""
+
+    step: int
+    files: dict[str, str]
+    """sha256 of each file, by its path inside the checkpoint."""
+    meta: dict[str, Any]
+    """What the run wants to know again when it resumes; JSON."""
+    score: float | None
+    """Validation score at this step, where it was evaluated; larger is better."""
+
+
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file that holds either its old content or all of the new, whenever the process is killed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_manifest(directory: pathlib.Path, step: int) -> Manifest:
+    """The manifest of a step, having checked that it and every file of the checkpoint are as they were written.
+
+    Raises:
+      RunError: something is missing or differs; the message names it.
+    """
+    where = f"checkpoint {step} in {directory}"
+    try:
+        sealed = json.loads((directory / f"{step}.json").read_text())
+        content, seal = sealed["content"], sealed["sha256"]
+        manifest = Manifest(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{where}: its manifest can't be read") from error
+    if seal != _seal(content) or manifest.step != step:
+        raise RunError(f"{where}: its manifest is damaged")
+    found = _hashes(directory / str(step))
+    for name in sorted(set(found) | set(manifest.files)):
+        if name not in found:
+            raise RunError(f"{where}: the file {name} is missing")
+        if found[name] != manifest.files.get(name):
+            raise RunError(f"{where}: the file {name} is damaged or was added")
+    return manifest
+
+
+def steps_with_manifest(directory: pathlib.Path) -> list[int]:
+    """The steps that have a manifest, newest first; whether they are intact is for `read_manifest` to say."""
+    return sorted((int(path.stem) for path in directory.glob("*.json") if path.stem.isdigit()), reverse=True)
+
+
+def restore(directory: pathlib.Path, step: int, target: Any) -> Any:
+    """The state saved at a step.
+
+    Args:
+      directory: of all checkpoints.
+      step: which; its manifest should have been read (and so verified) before.
+      target: the state as `jax.ShapeDtypeStruct` leaves with shardings: structure and placement of the result.
+
+    Raises:
+      RunError: the checkpoint holds another structure or other shapes.
+    """
+    try:
+        return ocp.load(directory / str(step), target)
+    except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise RunError(f"checkpoint {step} in {directory} does not hold this run's state: {reason[:300]}") from error
+
+
+class Checkpoints:
+    """The checkpoints of a run in progress: saved in the background, verified, and pruned."""
+
+    def __init__(self, directory: pathlib.Path, keep: int):
+        """Opens a folder and puts aside what killed saves left in it.
+
+        Args:
+          directory: made if need be.
+          keep: newest checkpoints to keep, besides the one with the best score.
+        """
+        self.directory = directory.absolute()
+        self._keep = keep
+        self._aside = self.directory / "set-aside"
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            if "orbax-checkpoint-tmp" in path.name or path.suffix == ".tmp":
+                _remove(path)
+            elif path.name.isdigit() and not path.with_name(path.name + ".json").exists():
+                self._set_aside(int(path.name))
+
+    def _set_aside(self, step: int) -> None:
+        self._aside.mkdir(exist_ok=True)
+        for name in (f"{step}.json", str(step)):  # the manifest first: without it nothing takes the rest for good
+            source, target = self.directory / name, self._aside / name
+            if source.exists():
+                _remove(target)
+                os.replace(source, target)
+
+    def newest_good(self) -> tuple[Manifest | None, list[str]]:
+        """The newest intact checkpoint, damaged ones being set aside, and a line about each of those."""
+        complaints = []
+        for step in steps_with_manifest(self.directory):
+            try:
+                return read_manifest(self.directory, step), complaints
+            except RunError as error:
+                self._set_aside(step)
+                complaints.append(str(error))
+        return None, complaints
+
+    def forget_after(self, step: int) -> None:
+        """Drops checkpoints later than a step: the run goes on from there and will make its own."""
+        for later in steps_with_manifest(self.directory):
+            if later > step:
+                self._delete(later)
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+        """Saves in the background; returns once the arrays are copied and may be donated.
+
+        Raises:
+          RunError: the save before this one failed.
+        """
+        self.wait()
+        try:
+            # A folder of that name has no manifest (or was not good), so it is in the way.
+            response = ocp.save_async(self.directory / str(step), state, overwrite=True)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._pending = self._pool.submit(self._finish, response, step, meta, score)
+
+    def _finish(self, response: ocp.AsyncResponse, step: int, meta: dict[str, Any], score: float | None) -> None:
+        try:
+            response.result()
+            content = dataclasses.asdict(Manifest(step, _hashes(self.directory / str(step)), meta, score))
+            text = json.dumps({"content": content, "sha256": _seal(content)}, indent=1)
+            write_atomically(self.directory / f"{step}.json", text)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        for name in (f"{step}.json", str(step)):
+            _remove(self._aside / name)
+        self._prune()
+
+    def _failed(self, step: int, error: Exception) -> RunError:
+        reason = " ".join(str(error.__cause__ or error).split())
+        return RunError(f"checkpoint {step} could not be saved to {self.directory}: {reason[:300]}")
+
+    def _prune(self) -> None:
+        steps = steps_with_manifest(self.directory)
+        scores = {step: self._score(step) for step in steps}
+        scored = [step for step in steps if scores[step] is not None]
+        # Of equal scores the earliest counts, as in the run's own record of its best.
+        best = max(scored, key=lambda step: (scores[step], -step), default=None)
+        for step in steps[self._keep :]:
+            if step != best:
+                self._delete(step)
+
+    def _score(self, step: int) -> float | None:
+        return json.loads((self.directory / f"{step}.json").read_text())["content"]["score"]
+
+    def _delete(self, step: int) -> None:
+        _remove(self.directory / f"{step}.json")
+        _remove(self.directory / str(step))
+
+    def wait(self) -> None:
+        """Returns when no save is under way.
+
+        Raises:
+          RunError: the last one failed.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for a save under way, whatever became of it."""
+        self._pool.shutdown(wait=True)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def abstract(state: Any, sharding: jax.sharding.Sharding) -> Any:
+    """The target of a restore: shape and dtype of every leaf, all placed by one sharding."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)

@@ -1,0 +1,272 @@
+"""What an experiment is: a frozen dataclass that says everything a run depends on.
+
+A configuration has two parts. *What* a run computes (model, data, optimization, seed) must agree when a run is resumed.
+*Where* it computes (folders, devices, how often to save) may change, and is recorded. A field belongs to the second
+part when its metadata says so.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cnnjax.ops.errors import InputError
+
+WHERE = {"where": True}
+
+
+def _parse_fields(words: list[str]) -> dict[str, Any]:
+    """`["act=relu", "num_classes=7"]` as a dictionary; values are Python literals where they parse, else strings."""
+    fields = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"expected NAME=VALUE, received {word!r}")
+        try:
+            fields[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[name] = value
+    return fields
+
+
+_FIELDS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE ...",
+    instance_from_str=_parse_fields,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda fields: [f"{name}={value}" for name, value in fields.items()],
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    name: str = "lenet5"
+    """Its name; `cnnjax models` lists them."""
+    fields: Annotated[dict[str, Any], _FIELDS] = dataclasses.field(default_factory=dict)
+    """Its fields, changed for an ablation: act=relu norm=group num_classes=100 ..."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images, and what is done to them before the network sees them."""
+
+    name: str = "digits"
+    """digits, mnist, fashion_mnist, cifar10, folder, or tfds:NAME."""
+    raw_dir: str | None = dataclasses.field(default=None, metadata=WHERE)
+    """Folder with the set's original files; nothing is downloaded then."""
+    data_dir: str | None = dataclasses.field(default=None, metadata=WHERE)
+    """Folder of prepared TFDS sets (TFDS's own default when not given)."""
+    cache_dir: str | None = dataclasses.field(default=None, metadata=WHERE)
+    """Folder for decoded arrays, so that the next start is quick ($CNNJAX_CACHE or ~/.cache/cnnjax/data)."""
+    size: tuple[int, int] | None = None
+    """Height and width to resize every image to."""
+    validation: float = 0.1
+    """Part of the training set held out to choose the best step: a fraction below 1, or a number of images."""
+    split_seed: int = 0
+    """Seed of that split; apart from the run's seed, so that runs with several seeds share one split."""
+    limit: int | None = None
+    """Use only this many images of each split (for smoke tests)."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, pixels being in [0, 1]; measured on the training images when not given."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel; measured when not given. The network sees (pixel - mean) / std."""
+    shift: int = 0
+    """Training images move by up to this many pixels on each axis, at random; black comes in at the edge."""
+    pad_crop: int = 0
+    """Training images are padded by this many pixels of the mean colour and cropped at random to their size."""
+    flip: bool = False
+    """Half of the training images are mirrored left to right."""
+    resident_mb: float = dataclasses.field(default=4096, metadata=WHERE)
+    """Sets up to this size (megabytes) are kept on the device; larger ones are sent a batch at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow their gradients."""
+
+    name: str = "sgd"
+    """sgd, adam, adamw, nadam, adadelta, rmsprop, adagrad, lamb, lars or lion."""
+    learning_rate: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd, rmsprop and lars."""
+    nesterov: bool = False
+    """Nesterov's momentum, in sgd."""
+    weight_decay: float = 0.0
+    """Decay of weights; biases and the parameters of norms are left alone. Decoupled in adamw, lamb and lion; for the
+    others it is added to the gradient, as the L2 penalty of the papers."""
+    clip_norm: float | None = None
+    """Gradients with a larger global norm are scaled down to it."""
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
+    """Course of the learning rate after the warm-up: cosine and linear fall to zero at the last step."""
+    warmup: float = 0.0
+    """Linear warm-up from zero, as a fraction of the run."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """For `steps`: where the learning rate is multiplied, as fractions of the run."""
+    factors: tuple[float, ...] = (0.1,)
+    """For `steps`: by how much, one for each milestone or one for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The course of training."""
+
+    seed: int = 0
+    """Everything random follows from it: initial parameters, order of the images, augmentation, dropout."""
+    epochs: float | None = 10
+    """Passes over the training images."""
+    steps: int | None = None
+    """Parameter updates, in place of epochs."""
+    batch_size: int = 128
+    """Images in an update, over all devices together."""
+    loss: str = "cross_entropy"
+    """cross_entropy, squared_error, or one of the 1998 paper's: lenet5_map, lenet5_mse."""
+    label_smoothing: float = 0.0
+    """Weight moved from the true class to all classes alike (cross_entropy)."""
+    evaluate_every: int | None = None
+    """Steps between evaluations on the validation images (an epoch when not given)."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the computation; parameters are float32, or float64 with float64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and how the run is carried out; may differ when it is resumed."""
+
+    devices: int | None = dataclasses.field(default=None, metadata=WHERE)
+    """Devices to share each batch among (all when not given)."""
+    eval_batch_size: int = dataclasses.field(default=1000, metadata=WHERE)
+    """Images in a batch of an evaluation, rounded up to a multiple of the devices."""
+    checkpoint_every: int | None = dataclasses.field(default=None, metadata=WHERE)
+    """Steps between checkpoints, besides those at every evaluation."""
+    keep: int = dataclasses.field(default=2, metadata=WHERE)
+    """Newest checkpoints to keep, besides the best by validation."""
+    log_every: int = dataclasses.field(default=50, metadata=WHERE)
+    """Steps between lines of training metrics."""
+    tensorboard: bool = dataclasses.field(default=False, metadata=WHERE)
+    """Write TensorBoard events too (the `tensorboard` extra)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """An experiment."""
+
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    train: Train = dataclasses.field(default_factory=Train)
+    run: Run = dataclasses.field(default_factory=Run)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested dictionaries that JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`; unknown names (of a newer version) are an `InputError`."""
+    hints = typing.get_type_hints(kind)
+    unknown_names = sorted(set(values) - set(hints))
+    if unknown_names:
+        raise InputError(f"configuration: {kind.__name__} has no field {', '.join(unknown_names)}")
+    return kind(**{name: _revive(hints[name], value) for name, value in values.items()})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+        return tuple(value)
+    return value
+
+
+def what(config: Any) -> dict[str, Any]:
+    """The part of a configuration that a resumed run must match, as {"train.seed": 0, ...}."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{name}": inner for name, inner in what(value).items()}
+        elif not field.metadata.get("where"):
+            found[field.name] = json.loads(json.dumps(value))
+    return found
+
+
+def digest(config: Config) -> str:
+    """A short name for *what* a configuration computes: eight hexadecimal digits of its sha256."""
+    return hashlib.sha256(json.dumps(what(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check(config: Config) -> None:
+    """Raises an `InputError` for a number that can't be right whatever the data."""
+    data, optimizer, train, run = config.data, config.optimizer, config.train, config.run
+    _positive("train.steps", train.steps)
+    _positive("train.epochs", train.epochs)
+    if train.steps is None and train.epochs is None:
+        raise InputError("train.steps and train.epochs: one of them must be given")
+    _positive("train.batch-size", train.batch_size)
+    _positive("train.evaluate-every", train.evaluate_every)
+    _positive("run.devices", run.devices)
+    _positive("run.eval-batch-size", run.eval_batch_size)
+    _positive("run.checkpoint-every", run.checkpoint_every)
+    _positive("run.keep", run.keep)
+    _positive("run.log-every", run.log_every)
+    _positive("data.limit", data.limit)
+    _within("train.seed", train.seed, 0, 2**32 - 1)
+    _within("data.split-seed", data.split_seed, 0, 2**32 - 1)
+    _within("train.label-smoothing", train.label_smoothing, 0, 1)
+    _within("optimizer.learning-rate", optimizer.learning_rate, 0, 1e9)
+    _within("optimizer.momentum", optimizer.momentum, 0, 1)
+    _within("optimizer.weight-decay", optimizer.weight_decay, 0, 1e9)
+    _within("optimizer.warmup", optimizer.warmup, 0, 1)
+    _positive("optimizer.clip-norm", optimizer.clip_norm)
+    for milestone in optimizer.milestones:
+        _within("optimizer.milestones", milestone, 0, 1)
+    if len(optimizer.factors) not in (1, len(optimizer.milestones)):
+        raise InputError(
+            f"optimizer.factors: received {len(optimizer.factors)}, allowed: one, or one for each of the "
+            f"{len(optimizer.milestones)} milestones"
+        )
+    if data.size is not None:
+        _positive("data.size", min(data.size))
+    _within("data.shift", data.shift, 0, 1e6)
+    _within("data.pad-crop", data.pad_crop, 0, 1e6)
+    _within("data.validation", data.validation, 0, 1e12)
+    _within("data.resident-mb", data.resident_mb, 0, 1e12)
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not (value > 0 and value < float("inf")):
+        raise InputError(f"{name}: received {value}, allowed: a number above 0")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name}: received {value}, allowed: {low:g} to {high:g}")
+
+
+def total_steps(config: Config, examples: int) -> int:
+    """Parameter updates of a run over `examples` training images; an incomplete last epoch is rounded up."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None
+    return max(1, -(-round(config.train.epochs * examples) // config.train.batch_size))
+
+
+def quick(config: Config) -> Config:
+    """The same experiment shrunk to a smoke test of seconds: few images, few steps, small batches."""
+    batch_size = min(config.train.batch_size, 32)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, limit=min(config.data.limit or 256, 256)),
+        train=dataclasses.replace(config.train, steps=8, epochs=None, batch_size=batch_size, evaluate_every=4),
+        run=dataclasses.replace(config.run, log_every=2, eval_batch_size=128),
+    )

@@ -1,0 +1,165 @@
+"""An experiment's command line: every field of its configuration, and where to run."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from cnnjax.ops.errors import InputError
+from cnnjax.training import config as configs
+from cnnjax.training.config import Config
+from cnnjax.training.errors import RunError
+from cnnjax.training.loop import train
+from cnnjax.training.report import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arguments:
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    workdir: pathlib.Path | None = None
+    """The run's folder: a new one starts a run, the same one resumes it. When not given, a folder under runs/ named
+    after the experiment, the seed and the configuration, so that the same command finds its run again."""
+    quick: bool = False
+    """Shrink the experiment to a smoke test of seconds."""
+    extend: bool = False
+    """Allow more steps than the run in --workdir was made for."""
+    profile: bool = False
+    """Trace ten steps into the run's folder, for TensorBoard or Perfetto."""
+
+
+def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
+    """Runs an experiment as a command: parses its arguments, trains, prints the result.
+
+    Args:
+      config: the experiment's defaults.
+      file: the experiment's `__file__`; its stem is the experiment's name and its docstring opens `--help`.
+      argv: arguments (those of the process when None).
+
+    Returns:
+      The exit status: 0, 1 for a run that failed, 2 for a mistake in what was asked.
+    """
+    path = pathlib.Path(file)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with exit_status() as status:
+        arguments = _parse(config, path, argv)
+        chosen = arguments.config
+        if arguments.quick:
+            chosen = configs.quick(chosen)
+        workdir = arguments.workdir
+        if workdir is None:
+            if arguments.extend:
+                raise InputError("--extend: needs --workdir, the folder of the run to extend")
+            workdir = pathlib.Path("runs") / path.stem / f"seed{chosen.train.seed}-{configs.digest(chosen)}"
+        report = Report()
+        result = train(
+            chosen,
+            workdir,
+            experiment=path.stem,
+            experiment_file=str(path.resolve()),
+            extend=arguments.extend,
+            profile=arguments.profile,
+            report=report,
+        )
+        report.result(result, workdir)
+    return status.value
+
+
+def _parse(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
+    parsed = parse(
+        _Arguments,
+        argv,
+        program=f"python -m experiments.{path.stem}",
+        description=_docstring(path),
+        default=_Arguments(config),
+    )
+    return dataclasses.replace(parsed, config=_one_length(config, parsed.config))
+
+
+def _one_length(default: Config, chosen: Config) -> Config:
+    """`--train.steps` stands in place of the experiment's epochs, and the other way round."""
+    before, after = default.train, chosen.train
+    steps_given, epochs_given = after.steps != before.steps, after.epochs != before.epochs
+    if steps_given and epochs_given and after.steps is not None and after.epochs is not None:
+        raise InputError("--train.steps and --train.epochs: received both, allowed: one of them")
+    if steps_given and after.steps is not None:
+        after = dataclasses.replace(after, epochs=None)
+    elif epochs_given and after.epochs is not None:
+        after = dataclasses.replace(after, steps=None)
+    return dataclasses.replace(chosen, train=after)
+
+
+def _docstring(path: pathlib.Path) -> str:
+    import ast
+
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+# ---- for every command ---------------------------------------------------------------------------------------------
+
+
+def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = "", **more: Any) -> Any:
+    """Parses a command line into `kind`, a mistake in it being an `InputError` of one line.
+
+    Args:
+      kind: a dataclass or a function, as `tyro.cli` takes.
+      argv: the arguments.
+      program: how the command is written.
+      description: the text that opens `--help`.
+      **more: for `tyro.cli`.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=list(argv), prog=program, description=description, **more)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise InputError(_one_line(complaint.getvalue(), program)) from None
+
+
+def _one_line(box: str, program: str) -> str:
+    """tyro's boxed complaint as one line: what was wrong, and the option that was perhaps meant."""
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    problem = [line for line in lines if line.startswith(("Error parsing", "Unrecognized options:", "Missing"))]
+    text = problem[0] if problem else " ".join(lines[1:3])
+    perhaps = [line.split()[0] for line in lines if line.startswith("--")]
+    if text.startswith("Unrecognized") and perhaps:
+        text += f"; did you mean {perhaps[0]}?"
+    return f"{text.rstrip('.')} (see {program} --help)"
+
+
+class _Status:
+    value = 0
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[_Status]:
+    """Turns what goes wrong inside into one line on standard error and an exit status.
+
+    A mistake of the user's is status 2 and a failed run 1; anything else is a fault of ours and keeps its traceback.
+    With CNNJAX_TRACEBACK=1 everything does.
+    """
+    status = _Status()
+    try:
+        yield status
+    except (InputError, RunError, KeyboardInterrupt, BrokenPipeError) as error:
+        if os.environ.get("CNNJAX_TRACEBACK"):
+            raise
+        match error:
+            case KeyboardInterrupt():
+                status.value, text = 130, "interrupted"
+            case BrokenPipeError():
+                status.value, text = 141, "the output was closed"
+            case RunError():
+                status.value, text = error.status, str(error)
+            case _:
+                status.value, text = 2, str(error)
+        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)

@@ -1,0 +1,103 @@
+"""A finished or half-finished run, loaded again: its network, its parameters, its configuration."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnnjax.ops.errors import InputError
+from cnnjax.training import checkpoint, rundir
+from cnnjax.training import config as configs
+from cnnjax.training import mesh as meshes
+from cnnjax.training.config import Config
+from cnnjax.training.errors import RunError
+from cnnjax.training.optimizer import make_optimizer
+from cnnjax.training.setup import Derived, make_model
+from cnnjax.training.state import init_state
+from cnnjax.training.step import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A run's network with its parameters, and what was done to images before it saw them."""
+
+    model: nn.Module
+    variables: dict[str, Any]
+    config: Config
+    derived: Derived
+    step: int
+    preprocess: Preprocess
+
+
+def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
+    """Loads a run without its data and without changing anything in its folder.
+
+    Args:
+      run_dir: the run's folder.
+      best: the parameters that were best by validation, in place of the newest.
+
+    Returns:
+      The network, its variables and how it is used.
+
+    Raises:
+      InputError: the folder holds no run.
+      RunError: no checkpoint is intact.
+    """
+    run_dir = pathlib.Path(run_dir)
+    record = rundir.read_config(run_dir)
+    config = configs.from_dict(Config, record["config"])
+    derived = configs.from_dict(Derived, record["derived"])
+    directory = (run_dir / "checkpoints").absolute()
+    model = make_model(config, derived.num_classes)
+    dtype = jnp.dtype(config.train.dtype)
+    with jax.enable_x64(config.train.dtype == "float64"):
+        init = functools.partial(
+            init_state,
+            model=model,
+            optimizer=make_optimizer(config.optimizer, derived.steps),
+            image_shape=derived.image_shape,
+        )
+        target = checkpoint.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(meshes.make_mesh(1)))
+        manifest = _choose(directory, best)
+        state = checkpoint.restore(directory, manifest.step, target)
+    preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
+    return LoadedRun(model, state.variables, config, derived, manifest.step, preprocess)
+
+
+def load(run_dir: str | pathlib.Path, *, best: bool = False) -> tuple[nn.Module, dict[str, Any], Config]:
+    """The network, variables and configuration of a run: `model.apply(variables, x)` gives logits.
+
+    Args:
+      run_dir: the run's folder.
+      best: the parameters that were best by validation, in place of the final ones.
+
+    Raises:
+      InputError: the folder holds no run.
+      RunError: no checkpoint is intact.
+    """
+    run = load_run(run_dir, best=best)
+    return run.model, run.variables, run.config
+
+
+def _choose(directory: pathlib.Path, best: bool) -> checkpoint.Manifest:
+    problems, good = [], []
+    for step in checkpoint.steps_with_manifest(directory):
+        try:
+            good.append(checkpoint.read_manifest(directory, step))
+        except RunError as error:
+            problems.append(str(error))
+        if good and not best:
+            break
+    if best:
+        good = [manifest for manifest in good if manifest.score is not None]
+        good.sort(key=lambda manifest: (-manifest.score, manifest.step))
+    if not good:
+        what = "with a validation score " if best else ""
+        if problems:
+            raise RunError(f"no good checkpoint {what}in {directory}: {problems[0]}")
+        raise InputError(f"{directory.parent}: the run has no checkpoint {what}yet")
+    return good[0]

@@ -1,0 +1,416 @@
+"""The training loop: from a configuration and a folder to a result, resumable at any moment."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cnnjax import data as datasets
+from cnnjax import models
+from cnnjax.analysis import pictures
+from cnnjax.data.order import batch_indices
+from cnnjax.ops.errors import InputError
+from cnnjax.training import checkpoint, metrics, rundir
+from cnnjax.training import config as configs
+from cnnjax.training import mesh as meshes
+from cnnjax.training.config import Config
+from cnnjax.training.errors import Interrupted, RunError
+from cnnjax.training.feed import Feed, evaluate_split
+from cnnjax.training.optimizer import make_optimizer
+from cnnjax.training.report import Report
+from cnnjax.training.setup import Derived, load_data, make_model, prepare, versions
+from cnnjax.training.state import TrainState, fingerprint, init_state
+from cnnjax.training.step import Preprocess, train_step
+
+
+def train(
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    experiment: str = "experiment",
+    experiment_file: str | None = None,
+    dataset: datasets.Dataset | None = None,
+    extend: bool = False,
+    profile: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Runs an experiment from wherever its folder stands, and returns its result.
+
+    Args:
+      config: what to compute, and where.
+      workdir: the run's folder. A new one starts a run; one with a run of the same *what* goes on from its newest good
+        checkpoint; a finished one gives its result again and changes nothing.
+      experiment: its name in the result.
+      experiment_file: the Python file it came from, recorded so that commands can load what it defines.
+      dataset: data to use in place of `config.data.name`.
+      extend: allows more steps than the run in the folder was made for.
+      profile: writes a trace of ten steps to `workdir/profile`.
+      report: where progress is shown (nowhere when None).
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      InputError: the configuration, the data or the folder can't be right; nothing was changed.
+      RunError: training failed; the newest good checkpoint is kept.
+    """
+    report = report or Report(quiet=True)
+    workdir = pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(config.train.dtype == "float64"))
+        configs.check(config)
+        mesh = meshes.make_mesh(config.run.devices)
+        meshes.check_batch(config.train.batch_size, mesh)
+        make_optimizer(config.optimizer, 1)  # wrong names are found before anything slow or lasting
+        loss = metrics.make_loss(config.train.loss, config.train.label_smoothing)
+        make_model(config, 10)
+
+        stack.enter_context(rundir.open_for_training(workdir, config, extend=extend))
+        finished = _finished(workdir, config)
+        if finished is not None:
+            return finished
+
+        dataset = dataset or load_data(config)
+        splits, derived = prepare(config, dataset)
+        model = make_model(config, derived.num_classes)
+        preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
+        optimizer = make_optimizer(config.optimizer, derived.steps)
+        init = functools.partial(init_state, model=model, optimizer=optimizer, image_shape=derived.image_shape)
+        key = jax.random.key(config.train.seed)
+        shapes = jax.eval_shape(init, key)  # a model that can't take the images says so here
+        _record(workdir, config, derived, experiment, experiment_file)
+
+        started = time.monotonic()
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
+        stack.callback(checkpoints.close)
+        everywhere = meshes.replicated(mesh)
+        state, progress = _restore(checkpoints, checkpoint.abstract(shapes, everywhere), config, report)
+        if state is None:
+            state = jax.jit(init, out_shardings=everywhere)(key)
+        rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step)
+        stack.callback(rows.close)
+        write_scalars = _tensorboard(workdir, stack) if config.run.tensorboard else lambda step, split, values: None
+
+        parameters = models.count_parameters(shapes.variables)
+        report.note(
+            f"{experiment}: {config.model.name} ({parameters:,} parameters) on {dataset.name} "
+            f"({', '.join(f'{count:,} {split}' for split, count in derived.examples.items())}), "
+            f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}, in {workdir}"
+        )
+
+        # ---- compile -------------------------------------------------------------------------------------------
+        place = functools.partial(Feed, mesh=mesh, limit=config.data.resident_mb * 2**20)
+        feeds = {name: place(arrays) for name, arrays in splits.items()}
+        take_step = feeds["train"].compile(
+            functools.partial(train_step, model=model, optimizer=optimizer, loss=loss, preprocess=preprocess),
+            state,
+            config.train.batch_size,
+            donate=True,
+        )
+        evaluate = functools.partial(
+            evaluate_split, model=model, loss=loss, preprocess=preprocess, batch_size=config.run.eval_batch_size
+        )
+        compile_seconds = time.monotonic() - started
+
+        # ---- train ---------------------------------------------------------------------------------------------
+        steps, size = derived.steps, config.train.batch_size
+        examples = len(splits["train"])
+        evaluate_every = config.train.evaluate_every or max(1, -(-examples // size))
+        window: list[dict[str, jax.Array]] = []  # of the steps since the last line of training metrics
+
+        def flush(step: int) -> None:
+            """Fetches the metrics of the steps since the last call, refusing a loss that is not finite."""
+            nonlocal clock
+            fetched = jax.device_get(window)
+            window.clear()
+            progress.train_seconds += time.monotonic() - clock
+            for number, sums in enumerate(fetched, step - len(fetched) + 1):
+                if not math.isfinite(sums["loss"]):
+                    raise RunError(
+                        f"step {number}: the training loss is {float(sums['loss'])}; the newest good checkpoint in "
+                        f"{workdir} is kept (a smaller --optimizer.learning-rate, or --optimizer.clip-norm, may help)"
+                    )
+            progress.train_examples += size * len(fetched)
+            progress.window = metrics.add([progress.window, *fetched])
+            clock = time.monotonic()
+
+        def log(step: int) -> dict[str, float]:
+            values = metrics.averages(progress.window, derived.num_classes)
+            progress.window = {}
+            rows.write(step, "train", values)
+            write_scalars(step, "train", values)
+            report.window(values, progress.rate)
+            return values
+
+        def save(step: int, score: float | None) -> None:
+            if not _all_finite(state):
+                raise RunError(
+                    f"step {step}: a parameter is not finite; the newest good checkpoint in {workdir} is kept"
+                )
+            progress.seconds += time.monotonic() - progress.since
+            progress.since = time.monotonic()
+            checkpoints.save(step, state, progress.to_meta(step, config), score)
+
+        stop = stack.enter_context(_StopSignal())
+        report.start(progress.step, steps, examples / size)
+        stack.callback(report.stop)
+        clock = time.monotonic()
+        trained: dict[str, float] = {}
+        for step in range(progress.step + 1, steps + 1):
+            if profile and step == progress.step + 11:
+                jax.profiler.start_trace(workdir / "profile")
+            index = batch_indices(examples, size, step - 1, config.train.seed)
+            state, sums = take_step(state, index)
+            window.append(sums)
+            if len(window) > 2:  # never more than two steps ahead of the device: a stop is prompt and the bar honest
+                window[-3]["loss"].block_until_ready()
+            report.advance(step)
+            if profile and step == min(steps, progress.step + 20):
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                report.note(f"trace     {workdir / 'profile'}")
+
+            at_evaluation = step % evaluate_every == 0 or step == steps
+            at_checkpoint = config.run.checkpoint_every and step % config.run.checkpoint_every == 0
+            at_log = step % config.run.log_every == 0 or step == steps
+            if not (at_evaluation or at_checkpoint or at_log or stop.requested):
+                continue
+            flush(step)
+            if at_log:
+                trained = log(step)
+            score = None
+            if at_evaluation and "validation" in feeds:
+                values = evaluate(state.variables, feeds["validation"])[0]
+                values = metrics.averages(values, derived.num_classes)
+                if not math.isfinite(values["loss"]):
+                    raise RunError(
+                        f"step {step}: the validation loss is {values['loss']}; earlier checkpoints are kept"
+                    )
+                rows.write(step, "validation", values)
+                write_scalars(step, "validation", values)
+                score = values.get("accuracy", -values["loss"])
+                better = progress.best_score is None or score > progress.best_score
+                if better:
+                    progress.best_step, progress.best_score = step, score
+                report.evaluated(step, "validation", trained, values, better)
+            if at_evaluation or at_checkpoint or stop.requested:
+                save(step, score)
+            if stop.requested and step < steps:
+                checkpoints.wait()
+                raise Interrupted(
+                    f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} goes on",
+                    stop.requested,
+                )
+            clock = time.monotonic()
+        checkpoints.wait()
+        report.stop()
+
+        # ---- result --------------------------------------------------------------------------------------------
+        final = {row["split"]: row for row in rows.rows if row["split"] != "test"}
+        result: dict[str, Any] = {
+            "experiment": experiment,
+            "model": config.model.name,
+            "data": dataset.name,
+            "seed": config.train.seed,
+            "steps": steps,
+            "parameters": parameters,
+        }
+        for split, row in final.items():
+            result |= {f"{split}_{name}": value for name, value in row.items() if name not in ("step", "split")}
+        outputs = None
+        if "test" in feeds:
+            sums, outputs = evaluate(state.variables, feeds["test"])
+            values = metrics.averages(sums, derived.num_classes)
+            rows.write(steps, "test", values)
+            write_scalars(steps, "test", values)
+            result |= {f"test_{name}": value for name, value in values.items()}
+        if progress.best_step is not None:
+            score = progress.best_score
+            result["best_step"] = progress.best_step
+            if "validation_accuracy" in result:
+                result["best_validation_accuracy"] = score
+            else:
+                result["best_validation_loss"] = -score
+            if "test" in feeds:
+                best = _best_variables(checkpoints, progress.best_step, shapes, everywhere, report)
+                if best is not None:
+                    values = metrics.averages(evaluate(best, feeds["test"])[0], derived.num_classes)
+                    result |= {f"best_test_{name}": value for name, value in values.items()}
+        progress.seconds += time.monotonic() - progress.since
+        result |= {
+            "seconds": progress.seconds,
+            "train_seconds": progress.train_seconds,
+            "compile_seconds": compile_seconds,
+            "examples_per_second": progress.rate,
+            "fingerprint": fingerprint(state),
+            "versions": versions(),
+            "devices": {
+                "platform": jax.devices()[0].platform,
+                "kind": jax.devices()[0].device_kind,
+                "count": mesh.size,
+            },
+        }
+        pictures.curves(rows.rows, workdir / "curves.png", title=f"{experiment}, seed {config.train.seed}")
+        if outputs is not None and derived.classes:
+            test = splits["test"]
+            pictures.predictions(test.image, test.label, outputs, derived.classes, workdir / "predictions.png")
+        rundir.write_json(workdir / "result.json", result)
+        return result
+
+
+# ---- where a run stands --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What the loop knows besides the state; saved in the manifest of each checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    train_examples: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    window: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sums of the training metrics since the last line of them."""
+    since: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def rate(self) -> float:
+        """Examples trained on a second, without compilation, evaluation and saving."""
+        return self.train_examples / self.train_seconds if self.train_seconds else 0.0
+
+    def to_meta(self, step: int, config: Config) -> dict[str, Any]:
+        values = dataclasses.asdict(self) | {"step": step, "identity": rundir.identity(config)}
+        del values["since"]
+        return values
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> "_Progress":
+        return cls(**{name: value for name, value in meta.items() if name != "identity"})
+
+
+def _restore(
+    checkpoints: checkpoint.Checkpoints, target: TrainState, config: Config, report: Report
+) -> tuple[TrainState | None, _Progress]:
+    manifest, complaints = checkpoints.newest_good()
+    for complaint in complaints:
+        report.warn(f"{complaint}; it is set aside")
+    if manifest is None:
+        if complaints:
+            raise RunError(
+                f"no good checkpoint is left in {checkpoints.directory} ({complaints[-1]}); run the command again to "
+                f"start from step 0, or put an intact copy there"
+            )
+        return None, _Progress()
+    if manifest.meta.get("identity") != rundir.identity(config):
+        raise RunError(
+            f"checkpoint {manifest.step} in {checkpoints.directory} belongs to a run of another configuration"
+        )
+    state = checkpoint.restore(checkpoints.directory, manifest.step, target)
+    checkpoints.forget_after(manifest.step)
+    report.note(f"resuming from step {manifest.step:,}")
+    return state, _Progress.from_meta(manifest.meta)
+
+
+def _best_variables(checkpoints, step, shapes, sharding, report) -> dict[str, Any] | None:
+    try:
+        checkpoint.read_manifest(checkpoints.directory, step)
+        return checkpoint.restore(checkpoints.directory, step, checkpoint.abstract(shapes, sharding)).variables
+    except RunError as error:
+        report.warn(f"the best step can't be evaluated on the test images: {error}")
+        return None
+
+
+def _finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
+    """The result of a run that has made all the steps asked for."""
+    if not (workdir / "result.json").exists():
+        return None
+    result = rundir.read_json(workdir / "result.json")
+    same = rundir.read_config(workdir)["what"] == configs.what(config)
+    return result if same else None
+
+
+def _record(
+    workdir: pathlib.Path, config: Config, derived: Derived, experiment: str, experiment_file: str | None
+) -> None:
+    if (workdir / "config.json").exists():
+        before = rundir.read_config(workdir)["derived"]
+        for name, value in json.loads(json.dumps(dataclasses.asdict(derived))).items():
+            # Where files lie may change, and so may the number of steps; what is in them may not.
+            if name not in ("steps", "provenance") and before.get(name) != value:
+                raise InputError(
+                    f"data: {name} is {value}, but was {before.get(name)} when {workdir} was begun; other data need "
+                    f"another workdir"
+                )
+        done = before["steps"]
+        if derived.steps < done:
+            raise InputError(
+                f"train.steps: received {derived.steps}, allowed: {done} or more, which {workdir} was made for"
+            )
+    (workdir / "result.json").unlink(missing_ok=True)  # of fewer steps, when the run is extended
+    record = {
+        "experiment": experiment,
+        "experiment_file": experiment_file,
+        "config": configs.to_dict(config),
+        "what": configs.what(config),
+        "derived": dataclasses.asdict(derived),
+        "versions": versions(),
+    }
+    rundir.write_json(workdir / "config.json", record)
+
+
+def _all_finite(state: TrainState) -> bool:
+    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(leaf, jnp.inexact)]
+    return bool(jax.device_get(_finite(leaves)))
+
+
+@jax.jit
+def _finite(leaves):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+class _StopSignal(contextlib.AbstractContextManager):
+    """While it is open, Ctrl-C and SIGTERM set `requested` to the signal's number; a second one kills as usual."""
+
+    def __init__(self):
+        self.requested = 0
+        self._before: dict[int, Any] = {}
+
+    def _request(self, number, frame):
+        self.requested = number
+        signal.signal(number, self._before[number])
+
+    def __enter__(self):
+        with contextlib.suppress(ValueError):  # not in the main thread, where signals can't be caught: no matter
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _tensorboard(workdir: pathlib.Path, stack: contextlib.ExitStack) -> Callable[[int, str, dict[str, float]], None]:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError("run.tensorboard: needs the extra: pip install 'cnnjax[tensorboard]'") from error
+    writer = SummaryWriter(str(workdir / "tensorboard"))
+    stack.callback(writer.close)
+
+    def write(step: int, split: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(f"{split}/{name}", value, step)
+
+    return write

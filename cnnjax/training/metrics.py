@@ -1,0 +1,114 @@
+"""Losses and metrics. Metrics are sums and counts, so that batches of any size and mask add up exactly."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cnnjax.models import lenet
+from cnnjax.ops.errors import unknown
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
+    """-sum_k q_k log softmax(logits)_k for each example, q being the smoothed one-hot label.
+
+    Args:
+      logits: [batch, classes].
+      labels: [batch] class numbers.
+      smoothing: weight spread over all classes alike (Szegedy et al. 2016, section 7).
+
+    Returns:
+      [batch] losses.
+    """
+    if smoothing:
+        target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+        return optax.softmax_cross_entropy(logits, target)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """The squared error of each example, averaged over its outputs.
+
+    Args:
+      outputs: [batch, outputs].
+      targets: [batch] or [batch, outputs] real numbers (regression), or [batch] class numbers, taken as one-hot.
+
+    Returns:
+      [batch] losses.
+    """
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+    return jnp.square(outputs - targets.reshape(outputs.shape).astype(outputs.dtype)).mean(-1)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
+    "lenet5_map": lenet.map_loss,
+    "lenet5_mse": lenet.mse_loss,
+}
+
+
+def make_loss(name: str, smoothing: float) -> Loss:
+    """The loss of that name, as a function of (outputs, labels) that gives one number an example.
+
+    Raises:
+      InputError: there is no such loss, or it knows no label smoothing.
+    """
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    if smoothing and name != "cross_entropy":
+        raise unknown("loss with label smoothing", name, ["cross_entropy"])
+    if smoothing:
+        return lambda logits, labels: cross_entropy(logits, labels, smoothing=smoothing)
+    return LOSSES[name]
+
+
+def sums(losses: jax.Array, outputs: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> dict[str, Any]:
+    """Sums over the examples of a batch, those outside the mask left out.
+
+    Args:
+      losses: [batch].
+      outputs: [batch, classes].
+      labels: [batch] class numbers, or real targets.
+      mask: [batch] booleans, True for examples that count.
+
+    Returns:
+      `loss` and `count`, and for class labels `correct` and `correct5`: how often the true class is the first, or among
+      the first five. Equal logits count against the network, except that the lower class number wins, as in argmax.
+    """
+    weight = jnp.ones(losses.shape, bool) if mask is None else mask
+    found = {"loss": jnp.where(weight, losses, 0).sum(), "count": weight.sum()}
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        true = jnp.take_along_axis(outputs, labels[:, None], -1)
+        ahead = (outputs > true) | ((outputs == true) & (jnp.arange(outputs.shape[-1]) < labels[:, None]))
+        # A NaN compares as False, which would put the true class first.
+        valid = weight & ~jnp.isnan(outputs).any(-1)
+        rank = ahead.sum(-1)
+        found |= {"correct": (valid & (rank < 1)).sum(), "correct5": (valid & (rank < 5)).sum()}
+    return found
+
+
+def add(batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Sums of several batches added up, on the host and in float64."""
+    total: dict[str, float] = {}
+    for batch in batches:
+        for name, value in batch.items():
+            total[name] = total.get(name, 0.0) + float(np.asarray(value))
+    return total
+
+
+def averages(total: Mapping[str, float], classes: int) -> dict[str, float]:
+    """What is reported of sums: `loss`, `accuracy`, and `top5` where there are more than five classes."""
+    count = total["count"]
+    found = {"loss": total["loss"] / count}
+    if "correct" in total:
+        found["accuracy"] = total["correct"] / count
+        if classes > 5:
+            found["top5"] = total["correct5"] / count
+    return found

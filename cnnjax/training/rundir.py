@@ -1,0 +1,136 @@
+"""The folder of a run: what it records, who may write to it, and what it is worth when found again.
+
+config.json      what and where, the experiment's name, and what was derived from the data
+metrics.jsonl    an object a line: step, split, metrics
+checkpoints/     see `checkpoint`
+result.json      at the end
+curves.png, predictions.png
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any, TextIO
+
+from cnnjax.ops.errors import InputError
+from cnnjax.training import config as configs
+from cnnjax.training.checkpoint import write_atomically
+from cnnjax.training.config import Config
+
+_HORIZON = ("train.steps", "train.epochs")  # the part of *what* that `--extend` may change
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON that a person can read, atomically."""
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads it; an unreadable file is an `InputError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """*What* a run computes, apart from how long: what a checkpoint must share with the run that restores it."""
+    return {name: value for name, value in configs.what(config).items() if name not in _HORIZON}
+
+
+def open_for_training(workdir: pathlib.Path, config: Config, *, extend: bool) -> TextIO:
+    """Makes or reopens a run's folder, refusing one that is not this run's.
+
+    Args:
+      workdir: the folder.
+      config: what the run is to compute.
+      extend: allows another number of steps.
+
+    Returns:
+      The lock, held until it is closed (or the process dies).
+
+    Raises:
+      InputError: the folder can't be written, holds other things, or holds a run with another *what*.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
+        if not (workdir / "config.json").exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
+            raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
+        lock = (workdir / ".lock").open("a")
+    except OSError as error:
+        raise InputError(f"workdir: {workdir} can't be written ({error.strerror or error})") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise InputError(f"workdir: another process is training in {workdir}") from error
+    try:
+        if (workdir / "config.json").exists():
+            _compare(workdir, config, extend)
+    except InputError:
+        lock.close()
+        raise
+    return lock
+
+
+def _compare(workdir: pathlib.Path, config: Config, extend: bool) -> None:
+    old, new = read_config(workdir)["what"], configs.what(config)
+    differing = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+    if extend:
+        differing = [name for name in differing if name not in _HORIZON]
+    if differing:
+        shown = "; ".join(f"{name} was {old.get(name)!r}, received {new.get(name)!r}" for name in differing)
+        longer = " (--extend allows more steps)" if set(differing) <= set(_HORIZON) else ""
+        raise InputError(f"workdir: {workdir} holds a run of another configuration: {shown}{longer}")
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The record `config.json`, with the configuration under "config"; an `InputError` where there is no run."""
+    if not (workdir / "config.json").is_file():
+        raise InputError(f"{workdir}: not a run's folder (no config.json)")
+    record = read_json(workdir / "config.json")
+    if not isinstance(record, dict) or not {"config", "what", "derived"} <= set(record):
+        raise InputError(f"{workdir / 'config.json'}: not the record of a run")
+    return record
+
+
+class MetricsFile:
+    """`metrics.jsonl`: lines are appended, and each (step, split) appears once."""
+
+    def __init__(self, path: pathlib.Path, step: int):
+        """Opens it for a run that stands at `step`; lines of later steps, and one cut short, are dropped."""
+        self.rows = [row for row in read_metrics(path) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._seen = {(row["step"], row["split"]) for row in self.rows}
+        self._file = path.open("a")
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Appends a line, unless a resumed run has it already."""
+        if (step, split) in self._seen:
+            return
+        row = {"step": step, "split": split, **values}
+        self._seen.add((step, split))
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; an unfinished last one is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break  # cut short by a kill: nothing after it can be trusted
+            rows.append(row)
+    return rows

@@ -1,0 +1,126 @@
+"""What a run is made of: the network and the data that its configuration names."""
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cnnjax import data as datasets
+from cnnjax import models
+from cnnjax.ops.errors import InputError
+from cnnjax.training import config as configs
+from cnnjax.training.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """What a configuration leaves to the data: written beside it, so that a run can be loaded without the data."""
+
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    steps: int
+    examples: dict[str, int]
+    provenance: dict[str, str]
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+    """The network that a configuration names, for that many classes.
+
+    Raises:
+      InputError: the name or a field is unknown, or the fields set fewer outputs than there are classes.
+    """
+    dtype = jnp.dtype(config.train.dtype)
+    fields = {
+        "num_classes": num_classes,
+        "dtype": dtype,
+        "param_dtype": jnp.dtype("float64" if config.train.dtype == "float64" else "float32"),
+    } | config.model.fields
+    if isinstance(fields["num_classes"], int) and fields["num_classes"] < num_classes:
+        raise InputError(
+            f"model.fields: num_classes={fields['num_classes']} received, allowed: {num_classes} or more, "
+            f"the classes of the data set"
+        )
+    return models.create(config.model.name, **fields)
+
+
+def load_data(config: Config) -> datasets.Dataset:
+    """The data set that a configuration names."""
+    data = config.data
+    return datasets.load(
+        data.name, raw_dir=data.raw_dir, data_dir=data.data_dir, cache_dir=data.cache_dir, size=data.size
+    )
+
+
+def prepare(config: Config, dataset: datasets.Dataset) -> tuple[dict[str, datasets.Arrays], Derived]:
+    """The splits of a run, and what its configuration leaves to the data.
+
+    Args:
+      config: of the run.
+      dataset: as loaded.
+
+    Returns:
+      The arrays of "train", and of "validation" and "test" where there are any, and a `Derived`.
+
+    Raises:
+      InputError: the data set is not a proper one, or too small for the configuration.
+    """
+    datasets.check(dataset)
+    data = config.data
+    limit = slice(data.limit)
+    rest, validation = dataset.train.take(limit), dataset.validation
+    if validation is not None:
+        validation = validation.take(limit)
+    elif data.validation:
+        rest, validation = datasets.split(rest, _amount(data.validation), data.split_seed)
+    splits = {"train": rest}
+    if validation is not None:
+        splits["validation"] = validation
+    if dataset.test is not None:
+        splits["test"] = dataset.test.take(limit)
+    if config.train.batch_size > len(rest):
+        raise InputError(
+            f"train.batch-size: received {config.train.batch_size}, allowed: at most the {len(rest):,} training images "
+            f"of {dataset.name}"
+        )
+    mean, std = data.mean, data.std
+    if mean is None or std is None:
+        measured_mean, measured_std = datasets.channel_mean_std(rest.image)
+        mean, std = mean or measured_mean, std or measured_std
+    height, width, channels = rest.image.shape[1:]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"data.{name}: received {len(values)} numbers, allowed: one, or one for each of {channels}"
+            )
+    if not all(value > 0 for value in std):
+        raise InputError(f"data.std: received {std}, allowed: numbers above 0 (is a channel of the images constant?)")
+    if min(data.shift, data.pad_crop) < 0 or max(data.shift, data.pad_crop) >= min(height, width):
+        raise InputError(f"data.shift and data.pad-crop: allowed: less than the image's size, {height}x{width}")
+    derived = Derived(
+        image_shape=(height, width, channels),
+        classes=dataset.classes,
+        num_classes=len(dataset.classes) or math.prod(rest.label.shape[1:]),
+        mean=mean,
+        std=std,
+        steps=configs.total_steps(config, len(rest)),
+        examples={name: len(arrays) for name, arrays in splits.items()},
+        provenance=dataset.provenance,
+    )
+    return splits, derived
+
+
+def _amount(validation: float) -> int | float:
+    """A configuration's `validation`: below 1 a fraction, else a number of images."""
+    return validation if validation < 1 else int(validation)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages a result depends on."""
+    packages = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

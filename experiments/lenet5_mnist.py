@@ -1,0 +1,25 @@
+"""LeNet-5 as published in 1998, on MNIST.
+
+LeCun, Bottou, Bengio, Haffner: "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 86(11), 1998.
+
+    python -m experiments.lenet5_mnist --data.raw-dir FOLDER_OF_THE_FOUR_ORIGINAL_FILES
+"""
+
+from cnnjax.training import Config, Data, Model, Optimizer, Train, launch
+
+CONFIG = Config(
+    model=Model("lenet5"),
+    # The paper's scaling: paper (0) becomes -0.1 and ink (255) 1.175, so that the mean is about 0 and the variance 1.
+    data=Data("mnist", validation=5000, mean=(0.1 / 1.275,), std=(1 / 1.275,)),
+    optimizer=Optimizer("adam", learning_rate=1e-3, schedule="cosine"),
+    train=Train(epochs=20, batch_size=64, loss="lenet5_map"),
+)
+
+
+def main(argv=None):
+    """Runs it; `argv` as on the command line."""
+    return launch(CONFIG, __file__, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
