@@ -1,0 +1,26 @@
+"""Data: sources by name, the order of examples, and augmentation.
+
+>>> dataset = cnnjax.data.load("digits")
+>>> train, validation = cnnjax.data.split(dataset.train, 0.1, seed=0)
+
+`order` says which examples a step sees; `augment` changes images inside the compiled step.
+"""
+
+from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, split
+from cnnjax.data.images import open_image
+from cnnjax.data.order import batch_indices, eval_batches
+from cnnjax.data.sources import DATASETS, load, names
+
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "Dataset",
+    "batch_indices",
+    "channel_mean_std",
+    "check",
+    "eval_batches",
+    "load",
+    "names",
+    "open_image",
+    "split",
+]

@@ -1,0 +1,62 @@
+"""Data sets by name."""
+
+import functools
+from collections.abc import Callable
+
+from cnnjax.data.arrays import Dataset, check
+from cnnjax.data.cifar import load_cifar10
+from cnnjax.data.digits import load_digits
+from cnnjax.data.folder import load_folder
+from cnnjax.data.images import check_size, resize_dataset
+from cnnjax.data.mnist import load_mnist
+from cnnjax.data.originals import Path
+from cnnjax.data.tfds import load_tfds
+from cnnjax.ops.errors import unknown
+
+# Name to loader. To add a set, put a function here:
+#     def load_mine(*, raw_dir=None, data_dir=None, cache_dir=None, size=None) -> Dataset
+#     cnnjax.data.DATASETS["mine"] = load_mine
+# It may ignore `size`: `load` resizes what has another size.
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": load_digits,
+    "mnist": functools.partial(load_mnist, "mnist"),
+    "fashion_mnist": functools.partial(load_mnist, "fashion_mnist"),
+    "cifar10": load_cifar10,
+    "folder": load_folder,
+}
+
+
+def names() -> list[str]:
+    """The names `load` knows; `tfds:NAME` stands for every set of TensorFlow Datasets prepared on this machine."""
+    return [*sorted(DATASETS), "tfds:NAME"]
+
+
+def load(
+    name: str,
+    *,
+    raw_dir: Path | None = None,
+    data_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    size: tuple[int, int] | None = None,
+) -> Dataset:
+    """A data set by name, in memory and checked.
+
+    Args:
+      name: one of `DATASETS`, or "tfds:NAME[/CONFIG][:VERSION]".
+      raw_dir: a folder with the set's original files; for "folder", the images themselves (a folder or a tar).
+      data_dir: where TensorFlow Datasets keeps prepared sets; None for its default.
+      cache_dir: where decoded sets are kept; None for $CNNJAX_CACHE, or else ~/.cache/cnnjax/data.
+      size: (height, width) to resize every image to (bilinear, antialiased); None keeps the source's.
+
+    Raises:
+      InputError: one line that says what is wrong with the name, the folder, a file, or the data.
+    """
+    size = check_size(size)
+    if name in DATASETS:
+        loader = DATASETS[name]
+    elif name.startswith("tfds:"):
+        loader = functools.partial(load_tfds, name.removeprefix("tfds:"))
+    else:
+        raise unknown("data set", name, names())
+    dataset = loader(raw_dir=raw_dir, data_dir=data_dir, cache_dir=cache_dir, size=size)
+    return resize_dataset(check(dataset), size)

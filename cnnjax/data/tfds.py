@@ -1,0 +1,327 @@
+"""TensorFlow Datasets without TensorFlow: reading prepared sets, and preparing MNIST and Fashion-MNIST.
+
+Only the array_record format is read. TFDS can't read tfrecord without TensorFlow, and its parquet format loses examples
+(measured with TFDS 4.9.10: 3,400 of 60,000 came back).
+"""
+
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+import numpy as np
+
+from cnnjax.data.arrays import Arrays, Dataset, check, sha256
+from cnnjax.data.cache import cache_directory, cached
+from cnnjax.data.folder import files_below, listing_digest
+from cnnjax.data.images import Size, pillow_version, resize_identity, to_array
+from cnnjax.data.mnist import CLASSES, decode
+from cnnjax.data.originals import Path, fetch_originals, read_originals
+from cnnjax.ops.errors import InputError, unknown
+
+_VERSION = "3.0.1"  # of mnist and fashion_mnist: TFDS's own, whose examples ours equal
+_SLICE = 1024  # examples read at once: three times as fast as one by one
+
+
+def prepared_directory(data_dir: Path | None = None) -> pathlib.Path:
+    """Where prepared sets are: `data_dir`, else as TFDS has it, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def load_tfds(
+    name: str,
+    *,
+    raw_dir: Path | None = None,
+    data_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    size: Size | None = None,
+) -> Dataset:
+    """A classification set of TensorFlow Datasets that was prepared in array_record format, read without TensorFlow.
+
+    Args:
+      name: NAME[/CONFIG][:VERSION]. Without a configuration the only one prepared, without a version the newest.
+      raw_dir: refused: raw files are for `prepare`.
+      data_dir: see `prepared_directory`.
+      cache_dir: see `cnnjax.data.cache.cache_directory`.
+      size: (height, width) to resize to; without it all images must have one size.
+
+    Raises:
+      InputError: if it isn't prepared or not in that format, or isn't images with class labels.
+    """
+    if raw_dir is not None:
+        raise InputError(
+            f"raw_dir={str(raw_dir)!r}: 'tfds:{name}' is read as prepared and takes no raw_dir; to prepare a set from"
+            " its raw files: cnnjax data prepare NAME --raw-dir DIR"
+        )
+    directory = _find(name, prepared_directory(data_dir))
+    identity = {"files": listing_digest(files_below(directory)), "decoder": _decoder(), **resize_identity(size)}
+    return cached(f"tfds:{name}", identity, lambda: _read(name, directory, size), cache_dir)
+
+
+def _decoder() -> str:
+    """What TFDS decodes images with: OpenCV where it is installed, else Pillow. JPEGs may differ by a grey level."""
+    if _installed("cv2"):
+        return f"OpenCV {importlib.import_module('cv2').__version__}"
+    return pillow_version()
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _find(name: str, root: pathlib.Path) -> pathlib.Path:
+    """The directory of the prepared set `name` below `root`."""
+    match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?", name)
+    if not match:
+        raise InputError(f"'tfds:{name}': the form is tfds:NAME[/CONFIG][:VERSION], such as tfds:mnist:3.0.1")
+    set_name, config, version = match.groups()
+    parent = root / set_name / (config or "")
+    if not config and not _versions(parent) and parent.is_dir():
+        configs = sorted(child.name for child in parent.iterdir() if child.is_dir() and _versions(child))
+        if len(configs) > 1:
+            raise InputError(f"'tfds:{name}': several configurations are prepared, name one: {', '.join(configs)}")
+        if configs:
+            parent = parent / configs[0]
+    versions = _versions(parent)
+    if not versions:
+        raise InputError(
+            f"'tfds:{name}' is not prepared in {root}; to prepare it: cnnjax data prepare {set_name}"
+            f"{'/' + config if config else ''} --data-dir {root}"
+        )
+    if version and version not in versions:
+        raise InputError(f"'tfds:{name}': version {version} is not prepared in {parent}, only {', '.join(versions)}")
+    return parent / (version or versions[-1])
+
+
+def _versions(parent: pathlib.Path) -> list[str]:
+    """The versions prepared in `parent`, oldest first."""
+    found = [path.parent.name for path in parent.glob("*/dataset_info.json")]
+    return sorted(
+        (name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)),
+        key=lambda name: tuple(int(part) for part in name.split(".")),
+    )
+
+
+def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    info = builder.info
+    file_format = info.file_format.value if info.file_format else "unknown"
+    if file_format != "array_record":
+        raise InputError(
+            f"'tfds:{name}' in {directory} is in {file_format} format; only array_record is read (parquet loses"
+            " examples, tfrecord needs TensorFlow): prepare it again into another data_dir"
+        )
+    image_key, label_key = _keys(name, info)
+    classes = tuple(info.features[label_key].names)
+    if "train" not in info.splits:
+        raise InputError(f"'tfds:{name}' has no split 'train', only {', '.join(sorted(info.splits))}")
+    splits = {}
+    for split in ("train", "test", "validation"):
+        if split not in info.splits:
+            continue
+        # TFDS decorates the method in a way that hides its `self` from type checkers.
+        source = builder.as_data_source(split=split)  # ty: ignore[missing-argument]
+        if len(source) != info.splits[split].num_examples:
+            raise InputError(
+                f"'tfds:{name}', split {split!r}: {len(source)} examples, but {info.splits[split].num_examples} were"
+                f" prepared: the files in {directory} are incomplete; delete them and prepare again"
+            )
+        arrays = _read_split(f"'tfds:{name}', split {split!r}", source, image_key, label_key, size)
+        if split != "train" and (arrays.label == -1).all():
+            print(f"cnnjax: {split!r} of 'tfds:{name}' has no labels (all -1) and is left out", file=sys.stderr)
+        else:
+            splits[split] = arrays
+    dataset = Dataset(f"tfds:{name}", splits["train"], splits.get("test"), splits.get("validation"), classes, {})
+    dataset.provenance.update(
+        {
+            "tfds": info.full_name,
+            "format": file_format,
+            "decoder": _decoder(),
+            "splits": ", ".join(f"{key} {info.splits[key].num_examples}" for key in sorted(info.splits)),
+            "sha256 of the arrays": sha256(dataset),
+        }
+    )
+    return dataset
+
+
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """The names of the features that hold the image and its class."""
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    supervised = info.supervised_keys or ()
+    # Where a set has several (CIFAR-100 has coarse labels too), its own choice for supervised learning decides.
+    image_key = next((key for key in ("image", *images) if key in supervised and key in images), None)
+    label_key = next((key for key in ("label", *labels) if key in supervised and key in labels), None)
+    image_key = image_key or (images[0] if len(images) == 1 else None)
+    label_key = label_key or (labels[0] if len(labels) == 1 else None)
+    if image_key is None or label_key is None:
+        has = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items()) or repr(info.features)
+        raise InputError(
+            f"'tfds:{name}' is no set for image classification: one Image and one ClassLabel are needed, it has {has}"
+        )
+    return image_key, label_key
+
+
+def _read_split(where: str, source: Any, image_key: str, label_key: str, size: Size | None) -> Arrays:
+    from PIL import Image
+
+    n = len(source)
+    label = np.empty(n, np.int32)
+    image: np.ndarray | None = None
+    for start in range(0, n, _SLICE):
+        try:
+            examples = source.__getitems__(list(range(start, min(start + _SLICE, n))))
+        except Exception as error:  # array_record and Pillow raise several kinds on damaged files
+            raise InputError(f"{where}: examples from {start} on cannot be read: {error}") from error
+        for i, example in enumerate(examples, start):
+            pixels = example[image_key]
+            if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
+                raise InputError(
+                    f"{where}: example {i} is {pixels.dtype} of shape {pixels.shape}; allowed: uint8, 1 or 3 channels"
+                )
+            if size is not None and pixels.shape[:2] != size:
+                picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+                pixels = to_array(picture, pixels.shape[-1], size)
+            if image is None:
+                image = np.empty((n, *pixels.shape), np.uint8)
+            if pixels.shape != image.shape[1:]:
+                raise InputError(
+                    f"{where}: images differ in shape: example 0 is {image.shape[1:]}, example {i} is {pixels.shape};"
+                    " give a size to resize to"
+                )
+            image[i], label[i] = pixels, example[label_key]
+    if image is None:
+        raise InputError(f"{where} is empty")
+    return Arrays(image, label)
+
+
+def prepare(
+    name: str,
+    raw_dir: Path | None = None,
+    data_dir: Path | None = None,
+    cache_dir: Path | None = None,
+) -> pathlib.Path:
+    """Prepare a set of TensorFlow Datasets in array_record format, for `load("tfds:NAME")`.
+
+    mnist and fashion_mnist are prepared without TensorFlow from their original files, in their order, and read back and
+    compared with them. Any other set is prepared by TFDS's own code, which needs TensorFlow.
+
+    Args:
+      name: NAME[/CONFIG][:VERSION] as TFDS names it.
+      raw_dir: the folder with the original files. Without it they are downloaded.
+      data_dir: where to put the prepared set; see `prepared_directory`.
+      cache_dir: where to put downloads of mnist and fashion_mnist; see `cnnjax.data.cache.cache_directory`.
+
+    Returns:
+      the folder of the prepared set.
+
+    Raises:
+      InputError: if the name is unknown, TensorFlow is needed and missing, raw files are wrong, or what is already
+        prepared there isn't that set in array_record format.
+    """
+    root = prepared_directory(data_dir)
+    plain = name.removesuffix(f":{_VERSION}")
+    return _prepare_mnist(plain, raw_dir, root, cache_dir) if plain in CLASSES else _prepare_other(name, raw_dir, root)
+
+
+def _prepare_mnist(name: str, raw_dir: Path | None, root: pathlib.Path, cache_dir: Path | None) -> pathlib.Path:
+    if raw_dir is not None:
+        contents = read_originals(name, raw_dir)
+    else:
+        contents = fetch_originals(name, cache_directory(cache_dir) / "originals" / name)
+    original = check(decode(name, contents))
+    directory = root / name / _VERSION
+    if not (directory / "dataset_info.json").exists():
+        _run(_mnist_builder(original, root), name, root)
+    # TFDS has been seen to build one set from another's files, and to lose examples.
+    stored = check(_read(f"{name}:{_VERSION}", directory, None))
+    for split, arrays in original.splits().items():
+        if not _same_examples(arrays, stored.splits()[split]):
+            raise InputError(
+                f"the {split} examples in {directory} are not those of {name}; delete it and prepare again"
+            )
+    return directory
+
+
+def _mnist_builder(dataset: Dataset, root: pathlib.Path) -> Any:
+    """A TFDS builder of `dataset` with the name, version and features of TFDS's own, which needs no TensorFlow."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # TFDS registers its own under this name
+        name = dataset.name
+        VERSION = tfds.core.Version(_VERSION)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {
+                "image": tfds.features.Image(shape=dataset.train.image.shape[1:]),
+                "label": tfds.features.ClassLabel(names=list(dataset.classes)),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"{dataset.name}, from its original files, in their order.",
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,  # keeps the original files' order
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(arrays) for split, arrays in dataset.splits().items()}
+
+        def _generate_examples(self, arrays):
+            for i in range(len(arrays)):
+                # Pillow's images are encoded as PNG without TensorFlow, arrays are not.
+                yield i, {"image": Image.fromarray(arrays.image[i, ..., 0]), "label": int(arrays.label[i])}
+
+    return Builder(data_dir=root, file_format="array_record")
+
+
+def _prepare_other(name: str, raw_dir: Path | None, root: pathlib.Path) -> pathlib.Path:
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    plain = re.split("[/:]", name)[0]
+    if plain not in known:
+        near = [other for other in known if other[:1] == plain[:1]] or known  # the whole list has hundreds
+        raise unknown("TFDS data set", plain, near)
+    if not _installed("tensorflow"):
+        raise InputError(f"preparing {plain!r} needs TensorFlow, which isn't installed: pip install 'cnnjax[prepare]'")
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+    except ValueError as error:  # an unknown configuration or version, or another format prepared already
+        raise InputError(f"{name!r} cannot be prepared in {root}: {' '.join(str(error).split())}") from None
+    _run(builder, plain, root, raw_dir)
+    return pathlib.Path(builder.data_dir)
+
+
+def _run(builder: Any, name: str, root: pathlib.Path, raw_dir: Path | None = None) -> None:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder.download_and_prepare(
+            # One per set: in a shared one TFDS takes MNIST's files for Fashion-MNIST's, which have the same names.
+            download_dir=root / "downloads" / name,
+            download_config=tfds.download.DownloadConfig(manual_dir=None if raw_dir is None else os.fspath(raw_dir)),
+            file_format="array_record",
+        )
+    except OSError as error:  # no space, no permission, no network
+        raise InputError(f"{name!r} could not be prepared in {root}: {' '.join(str(error).split())}") from error
+
+
+def _same_examples(a: Arrays, b: Arrays) -> bool:
+    """Whether both hold the same pairs of image and label, in any order (TFDS's own sets are shuffled)."""
+
+    def rows(arrays: Arrays) -> np.ndarray:
+        label = arrays.label.astype("<i4")[:, None].view(np.uint8)
+        table = np.concatenate([arrays.image.reshape(len(arrays), -1), label], axis=1)
+        return np.sort(table.view(f"S{table.shape[1]}").ravel())
+
+    return a.image.shape == b.image.shape and np.array_equal(rows(a), rows(b))

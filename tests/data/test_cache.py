@@ -1,0 +1,78 @@
+"""The cache: equal, atomic, and never in the way."""
+
+import os
+
+import numpy as np
+import pytest
+
+from cnnjax import data
+from cnnjax.data import cache
+
+
+def tiny():
+    rng = np.random.default_rng(0)
+    train = data.Arrays(rng.integers(0, 256, (6, 3, 3, 1), dtype=np.uint8), np.arange(6, dtype=np.int32))
+    test = data.Arrays(train.image[:2], np.ones((2, 3), np.float32))
+    return data.Dataset("tiny", train, None, test, ("Ä", "b"), {"file": "abc"})
+
+
+def same(a, b):
+    assert (a.name, a.classes, a.provenance) == (b.name, b.classes, b.provenance)
+    assert a.splits().keys() == b.splits().keys()
+    for name, arrays in a.splits().items():
+        other = b.splits()[name]
+        assert arrays.image.dtype == other.image.dtype
+        assert arrays.label.dtype == other.label.dtype
+        assert np.array_equal(arrays.image, other.image)
+        assert np.array_equal(arrays.label, other.label)
+
+
+def refuse():
+    raise AssertionError("built again")
+
+
+def test_second_load_is_equal_and_does_not_build(tmp_path):
+    same(cache.cached("tiny", {"a": 1}, tiny, tmp_path), tiny())
+    same(cache.cached("tiny", {"a": 1}, refuse, tmp_path), tiny())
+    with pytest.raises(AssertionError, match="built again"):
+        cache.cached("tiny", {"a": 2}, refuse, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # no temporary file is left
+
+
+def test_any_damage_is_noticed(tmp_path, capsys):
+    cache.cached("tiny", {}, tiny, tmp_path)
+    (path,) = tmp_path.iterdir()
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    rebuilt = 0
+    for position in [*range(0, len(good), 7), *rng.integers(0, len(good), 20)]:
+        path.write_bytes(good[:position] + bytes([good[position] ^ (1 << rng.integers(8))]) + good[position + 1 :])
+        same(cache.cached("tiny", {}, tiny, tmp_path), tiny())  # some bytes, such as a member's date, carry nothing
+        rebuilt += "damaged" in capsys.readouterr().err
+    assert rebuilt > 100
+    for length in (0, 10, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        same(cache.cached("tiny", {}, tiny, tmp_path), tiny())
+        assert "damaged" in capsys.readouterr().err
+    same(cache.cached("tiny", {}, refuse, tmp_path), tiny())
+
+
+def test_cannot_be_written(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    same(cache.cached("tiny", {}, tiny, tmp_path / "file" / "below"), tiny())
+    assert "warning" in capsys.readouterr().err
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    same(cache.cached("tiny", {}, tiny, tmp_path / "full"), tiny())
+    assert "No space left" in capsys.readouterr().err
+    assert not os.listdir(tmp_path / "full")
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    assert cache.cache_directory("a").name == "a"
+    assert cache.cache_directory() == tmp_path / "cache"
+    monkeypatch.delenv("CNNJAX_CACHE")
+    assert cache.cache_directory().parts[-3:] == (".cache", "cnnjax", "data")
