@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+# Another Python: make test PYTHON=python3.12. Extras to install beside what the tests need: make test EXTRAS=test,parity.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= test
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: help quickstart test test-slow lint format types benchmark notebooks clean
+
+help:           ## these lines
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("cnnjax needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-$(EXTRAS): $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+quickstart: $(VENV)/.installed                  ## watch LeNet-5 learn handwritten digits (half a minute, no download)
+	$(BIN)/python -m experiments.quickstart
+
+test: $(VENV)/.installed-$(EXTRAS)              ## the tests, some minutes on two cores
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.installed-$(EXTRAS)         ## the tests that take longer
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: $(VENV)/.installed-dev                    ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev                  ## ruff, mending what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev                   ## ty
+	$(BIN)/ty check --python $(VENV)
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+benchmark: $(VENV)/.installed                   ## LeNet-5's training step against the same network in plain Flax
+	$(BIN)/python benchmarks/lenet5.py
+
+notebooks: $(VENV)/.installed-$(EXTRAS)         ## write the notebooks from their paired scripts, and run them
+	$(BIN)/jupytext --to notebook --execute notebooks/*.py
+
+clean:          ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,198 @@
+"""The training loop: what a run leaves behind, and that it resumes as if nothing had happened."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import cnnjax
+from cnnjax.ops.errors import InputError
+from cnnjax.training import RunError, checkpoint, config, loop, train
+
+
+def change(cfg, section, **fields):
+    return dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **fields)})
+
+
+def metrics_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_contract_says(tiny_config, tiny_data, tmp_path):
+    result = train(tiny_config, tmp_path / "run", experiment="tiny", dataset=tiny_data)
+    run = tmp_path / "run"
+    assert result == json.loads((run / "result.json").read_text())
+    expected = {
+        "experiment": "tiny", "seed": 0, "steps": 24, "parameters": (9 * 4 + 4) + 2 * 4 + (5 * 5 * 4 * 3 + 3),
+    }  # fmt: skip
+    assert {name: result[name] for name in expected} == expected
+    assert result["test_accuracy"] * 31 == pytest.approx(round(result["test_accuracy"] * 31))  # a count of exactly 31
+    assert len(result["fingerprint"]) == 64
+    assert result["seconds"] > result["train_seconds"] > 0
+    assert result["examples_per_second"] == pytest.approx(24 * 16 / result["train_seconds"])
+    assert {"jax", "flax", "optax", "python"} <= set(result["versions"])
+    assert result["devices"]["count"] == 1
+    for name in ("config.json", "curves.png", "predictions.png"):
+        assert (run / name).stat().st_size > 0
+    rows = metrics_of(run)
+    assert [row["step"] for row in rows if row["split"] == "train"] == [5, 10, 15, 20, 24]
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [7, 14, 21, 24]
+    assert [row["step"] for row in rows if row["split"] == "test"] == [24]
+    scores = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
+    assert result["best_validation_accuracy"] == max(scores.values())
+    assert result["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
+
+
+def test_it_learns(tiny_config, tiny_data, tmp_path):
+    """The classes can be told apart by eye: a network that learns at all gets nearly all of them."""
+    cfg = change(change(tiny_config, "train", steps=100), "data", shift=0, pad_crop=0, flip=False)
+    result = train(cfg, tmp_path / "run", dataset=tiny_data)
+    assert result["test_accuracy"] > 0.9
+    assert result["train_loss"] < 0.5
+
+
+def test_loading_a_run_gives_what_was_evaluated(tiny_config, tiny_data, tmp_path):
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    model, variables, loaded = cnnjax.load(tmp_path / "run")
+    assert loaded == tiny_config
+    run = cnnjax.training.load_run(tmp_path / "run")
+    logits = model.apply(variables, run.preprocess(tiny_data.test.image))
+    assert (np.argmax(logits, -1) == tiny_data.test.label).mean() == pytest.approx(result["test_accuracy"])
+    best = cnnjax.training.load_run(tmp_path / "run", best=True)
+    assert best.step == result["best_step"]
+
+
+def test_a_finished_run_is_shown_and_not_changed(tiny_config, tiny_data, tmp_path):
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    assert train(tiny_config, tmp_path / "run", dataset=tiny_data) == result
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    assert after == before
+
+
+def test_one_seed_is_one_fingerprint_and_another_is_another(tiny_config, tiny_data, tmp_path):
+    fingerprints = [
+        train(change(tiny_config, "train", seed=seed), tmp_path / str(i), dataset=tiny_data)["fingerprint"]
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 8, 13, 23])
+def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data, tmp_path, monkeypatch, stop_at):
+    """Stopped before step `stop_at` + 1 and started again: the same parameters bit for bit, the same metric lines."""
+    cfg = change(tiny_config, "run", checkpoint_every=4)
+    whole = train(cfg, tmp_path / "whole", dataset=tiny_data)
+
+    original = loop.batch_indices
+
+    def stopping(n, size, step, seed):
+        if step == stop_at:
+            raise Stopped
+        return original(n, size, step, seed)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop, "batch_indices", stopping)
+        train(cfg, tmp_path / "parts", dataset=tiny_data)
+    resumed = train(cfg, tmp_path / "parts", dataset=tiny_data)
+    assert resumed["fingerprint"] == whole["fingerprint"]
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    timings = {"seconds", "train_seconds", "compile_seconds", "examples_per_second"}
+    assert {k: v for k, v in resumed.items() if k not in timings} == {k: v for k, v in whole.items() if k not in timings}
+
+
+def test_extending_equals_having_asked_for_more(tiny_config, tiny_data, tmp_path):
+    """With a schedule that does not depend on the length of the run."""
+    cfg = change(tiny_config, "optimizer", schedule="constant", warmup=0.0)
+    longer = change(cfg, "train", steps=40)
+    whole = train(longer, tmp_path / "whole", dataset=tiny_data)
+    train(cfg, tmp_path / "parts", dataset=tiny_data)
+    with pytest.raises(InputError, match=r"train.steps was 24, received 40 \(--extend allows more steps\)"):
+        train(longer, tmp_path / "parts", dataset=tiny_data)
+    assert train(longer, tmp_path / "parts", dataset=tiny_data, extend=True)["fingerprint"] == whole["fingerprint"]
+    with pytest.raises(InputError, match=r"train.steps: received 24, allowed: 40 or more"):
+        train(cfg, tmp_path / "parts", dataset=tiny_data, extend=True)
+
+
+def test_another_what_is_refused_and_another_where_is_not(tiny_config, tiny_data, tmp_path):
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    with pytest.raises(InputError, match=r"optimizer.learning_rate was 0.1, received 0.2"):
+        train(change(tiny_config, "optimizer", learning_rate=0.2), tmp_path / "run", dataset=tiny_data)
+    assert train(change(tiny_config, "run", log_every=3), tmp_path / "run", dataset=tiny_data) == result
+
+
+def test_other_data_of_the_same_name_are_refused(tiny_config, tiny_data, tmp_path):
+    train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    (tmp_path / "run" / "result.json").unlink()
+    darker = dataclasses.replace(
+        tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image // 2, tiny_data.train.label)
+    )
+    with pytest.raises(InputError, match="data: mean is"):
+        train(tiny_config, tmp_path / "run", dataset=darker)
+
+
+def test_a_nan_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(tiny_config, tiny_data, tmp_path):
+    cfg = change(change(tiny_config, "run", checkpoint_every=1), "optimizer", learning_rate=1e8, weight_decay=1e8)
+    with pytest.raises(RunError, match=r"step \d+: (the training loss is (nan|inf)|a parameter is not finite)"):
+        train(cfg, tmp_path / "run", dataset=tiny_data)
+    directory = tmp_path / "run" / "checkpoints"
+    newest = checkpoint.steps_with_manifest(directory)[0]
+    checkpoint.read_manifest(directory, newest)
+    variables = cnnjax.load(tmp_path / "run")[1]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+def test_data_too_large_for_the_device_train_to_the_same_parameters(tiny_config, tiny_data, tmp_path):
+    resident = train(tiny_config, tmp_path / "resident", dataset=tiny_data)
+    sent = train(change(tiny_config, "data", resident_mb=0.0), tmp_path / "sent", dataset=tiny_data)
+    assert sent["test_loss"] == pytest.approx(resident["test_loss"], rel=1e-5)
+    assert metrics_of(tmp_path / "sent")[0]["loss"] == pytest.approx(metrics_of(tmp_path / "resident")[0]["loss"])
+
+
+def test_regression_by_squared_error(tiny_config, tiny_data, tmp_path):
+    """Targets are real numbers: two outputs that the brightness of the image's parts determine."""
+
+    def to_targets(arrays):
+        targets = np.stack([arrays.image[:, :3].mean((1, 2, 3)), arrays.image[:, 6:].mean((1, 2, 3))], -1) / 255
+        return cnnjax.data.Arrays(arrays.image, targets.astype(np.float32))
+
+    dataset = dataclasses.replace(
+        tiny_data, train=to_targets(tiny_data.train), test=to_targets(tiny_data.test), classes=()
+    )
+    cfg = change(tiny_config, "train", loss="squared_error", steps=100)
+    cfg = change(cfg, "optimizer", learning_rate=0.02)
+    cfg = change(cfg, "data", shift=0, flip=False, pad_crop=0)
+    result = train(cfg, tmp_path / "run", dataset=dataset)
+    assert "test_accuracy" not in result
+    assert result["test_loss"] < np.var(to_targets(tiny_data.test).label, 0).mean() / 2
+    assert result["best_validation_loss"] > 0
+    assert cnnjax.load(tmp_path / "run")[0].num_classes == 2
+
+
+def test_two_processes_can_not_train_in_one_folder(tiny_config, tiny_data, tmp_path):
+    from cnnjax.training import rundir
+
+    with rundir.open_for_training(tmp_path / "run", tiny_config, extend=False):
+        with pytest.raises(InputError, match="another process is training"):
+            train(tiny_config, tmp_path / "run", dataset=tiny_data)
+
+
+def test_quick_shrinks(tiny_config):
+    small = config.quick(tiny_config)
+    assert small.train.steps == 8
+    assert small.data.limit == 256
+    assert config.total_steps(small, 1000) == 8
+
+
+def test_epochs_become_steps_without_losing_a_part():
+    from cnnjax.training import Config, Train
+
+    cfg = Config(train=Train(epochs=2, batch_size=32))
+    assert config.total_steps(cfg, 100) == math.ceil(200 / 32)
