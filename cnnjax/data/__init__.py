@@ -9,7 +9,8 @@
 from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, split
 from cnnjax.data.images import open_image
 from cnnjax.data.order import batch_indices, eval_batches
-from cnnjax.data.sources import DATASETS, load, names
+from cnnjax.data.sources import DATASETS, load, names, summaries
+from cnnjax.data.tfds import prepare
 
 __all__ = [
     "DATASETS",
@@ -22,5 +23,7 @@ __all__ = [
     "load",
     "names",
     "open_image",
+    "prepare",
     "split",
+    "summaries",
 ]

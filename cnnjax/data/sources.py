@@ -31,6 +31,19 @@ def names() -> list[str]:
     return [*sorted(DATASETS), "tfds:NAME"]
 
 
+def summaries() -> dict[str, str]:
+    """A line about each of `names()`."""
+    found = {
+        "digits": "1,797 handwritten digits of 8x8 pixels, from scikit-learn; needs no download",
+        "mnist": "70,000 handwritten digits of 28x28 (LeCun et al. 1998)",
+        "fashion_mnist": "70,000 pieces of clothing, grey, 28x28 (Xiao et al. 2017)",
+        "cifar10": "60,000 colour photographs of 10 kinds of things, 32x32 (Krizhevsky 2009)",
+        "folder": "your own images: --raw-dir holds <split>/<class>/<image>, as folders or tars",
+        "tfds:NAME": "any classification set of TensorFlow Datasets, prepared as array_record",
+    }
+    return {name: found.get(name, "added by you") for name in names()}
+
+
 def load(
     name: str,
     *,

@@ -370,7 +370,7 @@ def _record(
 
 
 def _all_finite(state: TrainState) -> bool:
-    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(leaf, jnp.inexact)]
+    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return bool(jax.device_get(_finite(leaves)))
 
 

@@ -1,0 +1,92 @@
+"""What the model files share: the check of their input, the binding of a norm, and layers that Flax lacks."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from cnnjax.ops.errors import InputError
+
+
+def check_images(
+    x: jax.Array,
+    *,
+    sizes: tuple[int, ...] | None = None,
+    smallest: int = 1,
+    channels: int | None = None,
+) -> None:
+    """Refuse an input that a model cannot mean.
+
+    Args:
+      x: what the model was given; it should be [batch, height, width, channels] and floating point.
+      sizes: the sides of the square images that the model takes, where it takes only some.
+      smallest: the least height and width that leave something to classify.
+      channels: the number of channels, where the model fixes it.
+
+    Raises:
+      InputError: x has another rank, size, number of channels or type. It says what was received and what is allowed.
+    """
+    shape = tuple(x.shape)
+    if len(shape) != 4:
+        raise InputError(f"x: received shape {shape}; allowed: 4 axes, [batch, height, width, channels]")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"x: received {x.dtype}; allowed: floating-point images (scale integer pixels first)")
+    _, height, width, depth = shape
+    if channels is not None and depth != channels:
+        raise InputError(f"x: received {depth} channels (shape {shape}); allowed: {channels}")
+    if sizes is not None and (height != width or height not in sizes):
+        allowed = " or ".join(f"{s}x{s}" for s in sizes)
+        raise InputError(f"x: received {height}x{width} images (shape {shape}); allowed: {allowed}")
+    if min(height, width) < smallest:
+        allowed = f"{smallest}x{smallest} or larger"
+        raise InputError(f"x: received {height}x{width} images (shape {shape}); allowed: {allowed}")
+
+
+def as_logits(x: jax.Array) -> jax.Array:
+    """x in float32 if it was computed in less, so that the loss does not inherit bfloat16's 8 bits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+"""Batch normalisation with the momentum and epsilon of the ResNet papers' code."""
+
+
+class Bias(nn.Module):
+    """What is left of a norm without normalisation: the trainable bias that its convolution does without."""
+
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        x, bias = promote_dtype(x, bias, dtype=self.dtype)
+        return x + bias
+
+
+def bind_norm(norm: Callable[..., Any], *, train: bool, dtype: Any, param_dtype: Any) -> Callable[..., Any]:
+    """`norm` with what every block needs of it bound, so that a block only says `norm(name=...)(x)`.
+
+    Args:
+      norm: a constructor of a norm module, such as `flax.linen.GroupNorm` or a `functools.partial` of one.
+      train: whether to use the batch's own statistics and update the running ones, if the norm keeps any.
+      dtype: what to compute in.
+      param_dtype: the type of the parameters and, in float64, of the running statistics.
+    """
+    fields: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    if accepts(norm, "use_running_average"):
+        fields["use_running_average"] = not train
+        # Flax otherwise keeps the running statistics in float32 until the first update makes them float64.
+        fields["force_float32_reductions"] = jnp.dtype(param_dtype) != jnp.float64
+    return functools.partial(norm, **fields)
+
+
+def accepts(constructor: Callable[..., Any], field: str) -> bool:
+    """Whether `constructor(field=...)` is a legal call."""
+    parameters = inspect.signature(constructor).parameters.values()
+    return any(p.name == field or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,240 @@
+"""Pooling against flax.linen, the NumPy oracle and, for its gradient, XLA: ties included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from cnnjax.ops import InputError, avg_pool, max_pool, reference
+
+# (shape, window, strides, padding)
+POOLS = {
+    "2x2/2": ((2, 8, 6, 3), (2, 2), (2, 2), "VALID"),
+    "2x2/2, odd": ((2, 7, 5, 3), (2, 2), (2, 2), "VALID"),
+    "2x2/2 same": ((2, 7, 5, 3), (2, 2), (2, 2), "SAME"),
+    "3x3/2": ((2, 9, 8, 3), (3, 3), (2, 2), "VALID"),
+    "3x3/2 same": ((2, 8, 7, 3), (3, 3), (2, 2), "SAME"),
+    "3x3/2 same lower": ((2, 8, 7, 3), (3, 3), (2, 2), "SAME_LOWER"),
+    "3x3/2 pad 1": ((2, 8, 7, 3), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    "3x3/1": ((2, 6, 5, 3), (3, 3), (1, 1), "VALID"),
+    "3x3/1 same": ((2, 6, 5, 3), (3, 3), (1, 1), "SAME"),
+    "default stride": ((2, 6, 5, 3), (2, 3), None, "SAME"),
+    "2x3/(3, 1)": ((2, 7, 6, 2), (2, 3), (3, 1), ((0, 2), (2, 1))),
+    "wide padding": ((1, 3, 4, 2), (2, 3), (1, 2), ((3, 2), (1, 4))),  # some windows hold nothing but padding
+    "cropping": ((2, 7, 6, 2), (2, 2), (2, 1), ((-1, 0), (1, -2))),
+    "one dimension": ((3, 9, 2), (3,), (2,), ((1, 1),)),
+    "three dimensions": ((2, 5, 4, 6, 2), (2, 2, 3), (2, 1, 2), "SAME"),
+    "no batch": ((7, 6, 3), (3, 2), (2, 2), "SAME"),
+    "two batches": ((2, 3, 6, 5, 2), (2, 2), (2, 2), "VALID"),
+    "1x1": ((2, 4, 4, 2), (1, 1), (1, 1), "VALID"),
+    "too large": ((2, 3, 8, 2), (5, 5), (1, 1), "VALID"),
+    "empty batch": ((0, 6, 6, 2), (2, 2), (2, 2), "VALID"),
+}
+
+
+@pytest.fixture(params=POOLS)
+def pool(request):
+    return POOLS[request.param]
+
+
+def tied(shape, dtype=np.float64):
+    """Numbers from -2 to 2: nearly every window holds its maximum more than once."""
+    return np.random.default_rng(0).integers(-2, 3, shape).astype(dtype)
+
+
+def first_maximum_gradient(x, dy, window, strides, padding):
+    """The gradient of max pooling by its definition: each dy goes to the first maximum of its window, row by row."""
+    n = len(window)
+    strides = strides or (1,) * n
+    lead = x.shape[: x.ndim - n - 1]
+    flat, flat_dy = x.reshape(-1, *x.shape[-n - 1 :]), dy.reshape(-1, *dy.shape[-n - 1 :])
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[-n - 1 : -1], window, strides, padding)
+    gradient = np.zeros_like(flat)
+    for b, *p, c in np.ndindex(flat_dy.shape):
+        best = None
+        for tap in np.ndindex(*window):
+            at = [i * s + t - low for i, s, t, (low, _) in zip(p, strides, tap, padding, strict=True)]
+            inside = all(0 <= a < size for a, size in zip(at, x.shape[-n - 1 : -1], strict=True))
+            if inside and (best is None or flat[b, *at, c] > flat[b, *best, c]):
+                best = at
+        if best is not None:
+            gradient[b, *best, c] += flat_dy[b, *p, c]
+    return gradient.reshape(*lead, *x.shape[-n - 1 :])
+
+
+# --- Values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int32])
+def test_max_is_that_of_flax_and_of_the_oracle(pool, dtype):
+    shape, *arguments = pool
+    x = (10 * np.random.default_rng(0).normal(size=shape)).astype(dtype)
+    y = max_pool(x, *arguments)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(y), reference.max_pool(x, *arguments))
+    if not (len(shape) == 5 and len(arguments[0]) == 2):  # flax pads a second batch axis wrongly
+        np.testing.assert_array_equal(np.asarray(y), np.asarray(nn.max_pool(jnp.asarray(x), *arguments)))
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+def test_average_is_that_of_flax_and_of_the_oracle(pool, count_include_pad):
+    shape, *arguments = pool
+    x = np.random.default_rng(0).normal(size=shape)
+    with jax.enable_x64(True):
+        y = avg_pool(x, *arguments, count_include_pad=count_include_pad)
+        expected = reference.avg_pool(x, *arguments, count_include_pad=count_include_pad)
+        assert y.dtype == expected.dtype
+        assert np.isnan(expected).any() == (not count_include_pad and pool == POOLS["wide padding"])
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+        if not (len(shape) == 5 and len(arguments[0]) == 2):
+            flax = nn.avg_pool(jnp.asarray(x), *arguments, count_include_pad=count_include_pad)
+            np.testing.assert_allclose(y, flax, rtol=1e-12, atol=1e-14)
+
+
+def test_max_worked_by_hand():
+    x = jnp.array([[1.0, 5, 2], [7, 3, 0], [4, 4, 8]])[..., None]
+    np.testing.assert_array_equal(max_pool(x, (2, 2))[..., 0], [[7, 5], [7, 8]])
+    np.testing.assert_array_equal(max_pool(-x, (2, 2), (2, 2), "SAME")[..., 0], [[-1, 0], [-4, -8]])
+
+
+def test_average_of_other_dtypes():
+    x = jnp.arange(16).reshape(1, 4, 4, 1)
+    expected = nn.avg_pool(x, (2, 2), (2, 2))
+    y = avg_pool(x, (2, 2), (2, 2))
+    assert y.dtype == expected.dtype == jnp.float32
+    np.testing.assert_array_equal(y, expected)
+    ones = jnp.full((1, 64, 64, 1), 1.0, jnp.bfloat16)  # 4,096 ones: summed in bfloat16 they would stop at 256
+    for count in (True, False):
+        y = avg_pool(ones, (64, 64), count_include_pad=count)
+        assert y.dtype == jnp.bfloat16
+        assert float(y.item()) == 1.0
+    assert avg_pool(jnp.ones((4, 4, 1), jnp.complex64) * 1j, (2, 2)).tolist()[0][0] == [1j]
+
+
+def test_booleans_and_integers_have_a_least_element():
+    """Padding never wins, whatever the dtype."""
+    for x in (jnp.zeros((2, 2, 1), bool), jnp.full((2, 2, 1), -128, jnp.int8), jnp.zeros((2, 2, 1), jnp.uint8)):
+        y = max_pool(x, (3, 3), padding="SAME")
+        assert y.dtype == x.dtype
+        np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_nan_propagates(at):
+    x = jnp.array([[1.0, 2], [3, 4]]).at[at].set(jnp.nan)[..., None]
+    assert jnp.isnan(max_pool(x, (2, 2))).all()
+    x = jnp.array([[1.0, 2, 0], [3, 4, 0], [5, 6, 0]]).at[at].set(jnp.nan)[..., None]
+    expected = nn.max_pool(x, (2, 2), padding="SAME")
+    np.testing.assert_array_equal(max_pool(x, (2, 2), padding="SAME"), expected)
+    assert 0 < jnp.isnan(expected).sum() < 9
+
+
+# --- Derivatives ----------------------------------------------------------------------------------------------------
+
+
+def test_max_gradient_goes_to_the_first_maximum(pool):
+    """With ties everywhere: the definition's gradient and XLA's, exactly (all numbers are small integers)."""
+    shape, *arguments = pool
+    x = tied(shape)
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(lambda x: max_pool(x, *arguments), x)
+        dy = np.random.default_rng(1).integers(1, 10, y.shape).astype(np.float64)
+        (gradient,) = jax.jit(pull)(jnp.asarray(dy))
+        np.testing.assert_array_equal(gradient, first_maximum_gradient(x, dy, *arguments))
+        if y.size and not (len(shape) == 5 and len(arguments[0]) == 2):
+            (xla,) = jax.vjp(lambda x: nn.max_pool(x, *arguments), jnp.asarray(x))[1](jnp.asarray(dy))
+            np.testing.assert_array_equal(gradient, xla)
+
+
+@pytest.mark.parametrize("value", [-np.inf, 0.0, np.inf])
+def test_max_gradient_is_not_lost_in_the_padding(value):
+    """A window that is all -inf, as masks make them, equals its padding: the first element inside still gets it all."""
+    x, arguments = np.full((1, 4, 5, 1), value), ((3, 3), (2, 2), ((1, 1), (2, 2)))
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(lambda x: max_pool(x, *arguments), x)
+        dy = 1.0 + np.arange(y.size).reshape(y.shape)
+        (gradient,) = pull(jnp.asarray(dy))
+        (xla,) = jax.vjp(lambda x: nn.max_pool(x, *arguments), jnp.asarray(x))[1](jnp.asarray(dy))
+    np.testing.assert_array_equal(gradient, first_maximum_gradient(x, dy, *arguments))
+    np.testing.assert_array_equal(gradient, xla)
+    assert gradient.sum() == dy.sum()
+
+
+@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 pad 1", "three dimensions"])
+def test_max_forward_mode_picks_the_same_elements(name):
+    """A tangent arrives from the element that the gradient goes to; under vmap as well."""
+    shape, *arguments = POOLS[name]
+    with jax.enable_x64(True):
+        x = jnp.asarray(tied(shape))
+        dx = jnp.asarray(np.random.default_rng(2).normal(size=(2, *shape)))
+        f = lambda x: max_pool(x, *arguments)
+        y, pull = jax.vjp(f, x)
+        pushed = jax.vmap(lambda dx: jax.jvp(f, (x,), (dx,))[1])(dx)
+        dy = jnp.asarray(np.random.default_rng(3).normal(size=(2, *y.shape)))
+        pulled = jax.vmap(lambda dy: pull(dy)[0])(dy)
+        np.testing.assert_allclose((pushed * dy).sum(), (pulled * dx).sum(), rtol=1e-12)
+        assert np.isin(pushed, dx).all()  # a selection, not a mixture
+
+
+@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 pad 1", "2x3/(3, 1)", "one dimension"])
+@pytest.mark.parametrize("function", [max_pool, avg_pool])
+def test_derivatives_by_differences(function, name):
+    """First and second, forward and reverse, where all elements differ (a maximum has no derivative at ties)."""
+    shape, *arguments = POOLS[name]
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape) / 10
+        check_grads(lambda x: function(x, *arguments) ** 2, (x,), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_and_jit():
+    shape, *arguments = POOLS["3x3/2 pad 1"]
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+    for ours, oracle in ((max_pool, reference.max_pool), (avg_pool, reference.avg_pool)):
+        y = jax.jit(jax.vmap(lambda x, f=ours: f(x, *arguments), in_axes=3))(np.moveaxis(x, 0, 3))
+        np.testing.assert_allclose(y, np.stack([oracle(one, *arguments) for one in x]), rtol=1e-6, atol=1e-6)
+
+
+def test_max_needs_no_select_and_scatter():
+    """What has no deterministic form on GPU does not occur, forward or backward."""
+    step = jax.jit(jax.grad(lambda x: max_pool(x, (3, 3), (2, 2), "SAME").sum()))
+    text = step.lower(jnp.ones((2, 8, 8, 2))).as_text()
+    assert "select_and_scatter" not in text
+    assert "reduce_window" not in text
+    stock = jax.jit(jax.grad(lambda x: nn.max_pool(x, (3, 3), (2, 2), "SAME").sum()))
+    assert "select_and_scatter" in stock.lower(jnp.ones((2, 8, 8, 2))).as_text()  # what is looked for has that name
+
+
+# --- Bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", [max_pool, avg_pool, reference.max_pool, reference.avg_pool])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((2, 2, 2, 2),), "inputs must have 4 spatial axes and then one of channels.*got shape .2, 6, 6, 3."),
+        ((2,), "window_shape must be positive integers, one for each axis: got 2"),
+        (((2, 0),), "window_shape must be a positive integer for each axis, 2 in all: got .2, 0."),
+        (((2, 2), 2), "strides must be a positive integer for each axis, 2 in all: got 2"),
+        (((2, 2), (2,)), "strides must be .* 2 in all: got .2,."),
+        (((2, 2), (2, -1)), "strides must be .*: got .2, -1."),
+        (((2, 2), None, "SAEM"), "unknown padding 'SAEM'.*allowed: VALID, SAME, SAME_LOWER"),
+        (((2, 2), None, 1), "padding must be one of VALID, .*: got 1"),
+        (((2, 2), None, ((1, 1),)), "pair of integers for each of 2 axes"),
+        (((2, 2), None, ((-4, -4), (0, 0))), "padding must not crop more than there is"),
+    ],
+)
+def test_bad_input(function, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        function(np.ones((2, 6, 6, 3), np.float32), *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_dtypes():
+    with pytest.raises(TypeError, match="inputs must hold real numbers: got complex64"):
+        max_pool(np.ones((4, 4, 1), np.complex64), (2, 2))
+    with pytest.raises(TypeError, match="inputs must hold numbers: got bool"):
+        avg_pool(np.ones((4, 4, 1), bool), (2, 2))
