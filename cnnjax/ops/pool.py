@@ -21,7 +21,8 @@ def max_pool(
 
     The gradient goes to the first maximum of each window in row-major order, as that of XLA's reduce-window does, but
     by slices and selects alone: deterministic on every backend, differentiable in both modes and any number of times.
-    A NaN in a window makes its maximum NaN.
+    A NaN in a window makes its maximum NaN. Padding is -inf, and comes first where a window starts in it: the gradient
+    of a window of nothing but -inf is lost there, as it is in `flax.linen` on CPU and GPU.
 
     Args:
       inputs: [..., *space, channel], with as many spatial axes as `window_shape` has entries and any number of axes, or
@@ -64,11 +65,6 @@ def _max_along(x: Array, axis: int, window: int, stride: int, pair: tuple[int, i
         better = candidate > best
         if jnp.issubdtype(x.dtype, jnp.inexact):
             better |= jnp.isnan(candidate)
-        if i <= low:
-            # The first element inside the array replaces padding even where it is equal, so that no gradient is lost in
-            # the padding: it is the i-th of the window that starts i before the array.
-            start = lax.broadcasted_iota(jnp.int32, candidate.shape, axis) * stride - low
-            better |= start == -i
         best = jnp.where(better, candidate, best)
     return best
 

@@ -27,6 +27,8 @@ class Manifest:
     step: int
     files: dict[str, str]
     """sha256 of each file, by its path inside the checkpoint."""
+    leaves: dict[str, str]
+    """dtype and shape of each leaf of the state, by its key path."""
     meta: dict[str, Any]
     """What the run wants to know again when it resumes; JSON."""
     score: float | None
@@ -36,6 +38,11 @@ class Manifest:
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _leaves(state: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def _seal(content: dict[str, Any]) -> str:
@@ -81,22 +88,33 @@ def steps_with_manifest(directory: pathlib.Path) -> list[int]:
     return sorted((int(path.stem) for path in directory.glob("*.json") if path.stem.isdigit()), reverse=True)
 
 
-def restore(directory: pathlib.Path, step: int, target: Any) -> Any:
-    """The state saved at a step.
+def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
+    """The state saved in a checkpoint.
 
     Args:
       directory: of all checkpoints.
-      step: which; its manifest should have been read (and so verified) before.
+      manifest: of the one to restore, as `read_manifest` verified it.
       target: the state as `jax.ShapeDtypeStruct` leaves with shardings: structure and placement of the result.
 
     Raises:
-      RunError: the checkpoint holds another structure or other shapes.
+      RunError: the checkpoint holds another structure, or leaves of other shapes or types.
     """
+    where = f"checkpoint {manifest.step} in {directory}"
+    expected = _leaves(target)
+    for name in sorted(set(expected) | set(manifest.leaves)):
+        if expected.get(name) != manifest.leaves.get(name):
+            raise RunError(
+                f"{where} holds another network's state: {name} is {manifest.leaves.get(name, 'missing')}, "
+                f"this run's is {expected.get(name, 'missing')}"
+            )
     try:
-        return ocp.load(directory / str(step), target)
+        return ocp.load(directory.absolute() / str(manifest.step), target)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise RunError(f"checkpoint {step} in {directory} does not hold this run's state: {reason[:300]}") from error
+        raise RunError(f"{where} can't be restored: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:300]
 
 
 class Checkpoints:
@@ -158,12 +176,19 @@ class Checkpoints:
             response = ocp.save_async(self.directory / str(step), state, overwrite=True)
         except OSError as error:
             raise self._failed(step, error) from error
-        self._pending = self._pool.submit(self._finish, response, step, meta, score)
+        self._pending = self._pool.submit(self._finish, response, step, _leaves(state), meta, score)
 
-    def _finish(self, response: ocp.AsyncResponse, step: int, meta: dict[str, Any], score: float | None) -> None:
+    def _finish(
+        self,
+        response: ocp.AsyncResponse,
+        step: int,
+        leaves: dict[str, str],
+        meta: dict[str, Any],
+        score: float | None,
+    ) -> None:
         try:
             response.result()
-            content = dataclasses.asdict(Manifest(step, _hashes(self.directory / str(step)), meta, score))
+            content = dataclasses.asdict(Manifest(step, _hashes(self.directory / str(step)), leaves, meta, score))
             text = json.dumps({"content": content, "sha256": _seal(content)}, indent=1)
             write_atomically(self.directory / f"{step}.json", text)
         except Exception as error:
@@ -173,8 +198,7 @@ class Checkpoints:
         self._prune()
 
     def _failed(self, step: int, error: Exception) -> RunError:
-        reason = " ".join(str(error.__cause__ or error).split())
-        return RunError(f"checkpoint {step} could not be saved to {self.directory}: {reason[:300]}")
+        return RunError(f"checkpoint {step} could not be saved to {self.directory}: {_reason(error)}")
 
     def _prune(self) -> None:
         steps = steps_with_manifest(self.directory)

@@ -63,7 +63,7 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
         )
         target = checkpoint.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(meshes.make_mesh(1)))
         manifest = _choose(directory, best)
-        state = checkpoint.restore(directory, manifest.step, target)
+        state = checkpoint.restore(directory, manifest, target)
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
     return LoadedRun(model, state.variables, config, derived, manifest.step, preprocess)
 

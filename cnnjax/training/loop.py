@@ -316,7 +316,7 @@ def _restore(
         raise RunError(
             f"checkpoint {manifest.step} in {checkpoints.directory} belongs to a run of another configuration"
         )
-    state = checkpoint.restore(checkpoints.directory, manifest.step, target)
+    state = checkpoint.restore(checkpoints.directory, manifest, target)
     checkpoints.forget_after(manifest.step)
     report.note(f"resuming from step {manifest.step:,}")
     return state, _Progress.from_meta(manifest.meta)
@@ -324,8 +324,8 @@ def _restore(
 
 def _best_variables(checkpoints, step, shapes, sharding, report) -> dict[str, Any] | None:
     try:
-        checkpoint.read_manifest(checkpoints.directory, step)
-        return checkpoint.restore(checkpoints.directory, step, checkpoint.abstract(shapes, sharding)).variables
+        manifest = checkpoint.read_manifest(checkpoints.directory, step)
+        return checkpoint.restore(checkpoints.directory, manifest, checkpoint.abstract(shapes, sharding)).variables
     except RunError as error:
         report.warn(f"the best step can't be evaluated on the test images: {error}")
         return None

@@ -389,12 +389,11 @@ def test_empty(name, x_shape, w_shape, padding, y_shape):
     """Shapes as lax makes them, zeros where there is nothing to sum, and gradients of the right shape."""
     x, w = jnp.ones(x_shape), jnp.ones(w_shape)
     f = lambda x, w: conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=NHWC, implementation=name)
-    y, pull = jax.vjp(f, x, w)
+    y, (gx, gw) = jax.jit(lambda x, w: (f(x, w), jax.vjp(f, x, w)[1](jnp.ones(y_shape))))(x, w)
     assert y.shape == y_shape
     assert reference.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=NHWC).shape == y_shape
     if 0 in x_shape:
         assert not y.any()
-    gx, gw = pull(jnp.ones_like(y))
     assert (gx.shape, gw.shape) == (x_shape, w_shape)
     if y.size == 0:
         assert not gx.any()
@@ -405,8 +404,8 @@ def test_empty(name, x_shape, w_shape, padding, y_shape):
 @pytest.mark.parametrize("name", OURS)
 def test_half_precision_accumulates_in_float32(name, dtype):
     """4,096 ones, over channels and over taps: summed in bfloat16 they would stop at 256, in float16 at 2,048."""
-    convolve = conv_implementation(name)
-    for shape in ((1, 4096, 1), (1, 64, 64)):
+    convolve = jax.jit(conv_implementation(name), static_argnums=(2, 3), static_argnames="preferred_element_type")
+    for shape in ((1, 4096, 1), (1, 256, 16)):
         ones = jnp.ones(shape, dtype)
         y = convolve(ones, ones, (1,), "VALID")
         assert y.dtype == dtype
@@ -492,22 +491,29 @@ def test_implementations_are_values():
 def test_flax_conv(name, options):
     """`flax.linen.Conv` with our convolution is the stock layer: same parameters, same output."""
     rank = len(options["kernel_size"])
-    x = jax.random.normal(jax.random.key(0), (2, *(7, 6, 5)[:rank], 4))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *(7, 6, 5)[:rank], 4)).astype(np.float32)
     stock, ours = nn.Conv(6, **options), nn.Conv(6, **options, conv_general_dilated=conv_implementation(name))
     assert hash(ours) == hash(nn.Conv(6, **options, conv_general_dilated=conv_implementation(name)))
-    init = jax.jit(lambda: (stock.init(jax.random.key(1), x), ours.init(jax.random.key(1), x)))
-    variables, same = init()
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), variables, same))
+    shapes, same = (jax.eval_shape(layer.init, jax.random.key(0), x) for layer in (stock, ours))
+    assert shapes == same
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
     expected, y = jax.jit(lambda v: (stock.apply(v, x), ours.apply(v, x)))(variables)
-    tolerance = 2**-7 if y.dtype == jnp.bfloat16 else 2e-6
+    tolerance = 2**-7 if y.dtype == jnp.bfloat16 else 1e-5
     assert y.dtype == expected.dtype
-    np.testing.assert_allclose(y.astype(jnp.float32), expected.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+    y, expected = (np.asarray(a, np.float32) for a in (y, expected))
+    np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------
 
-GOOD = {"lhs": np.ones((2, 5, 5, 4), np.float32), "rhs": np.ones((3, 3, 4, 6), np.float32), "window_strides": (1, 1),
-            "padding": "SAME", "dimension_numbers": NHWC}  # fmt: skip
+GOOD = {
+    "lhs": np.ones((2, 5, 5, 4), np.float32),
+    "rhs": np.ones((3, 3, 4, 6), np.float32),
+    "window_strides": (1, 1),
+    "padding": "SAME",
+    "dimension_numbers": NHWC,
+}
 BAD = {
     "rank of rhs": ({"rhs": np.ones((3, 4, 6), np.float32)}, InputError, "same rank.*2, 5, 5, 4.*3, 4, 6"),
     "rank too small": ({"lhs": np.ones(3, np.float32), "rhs": np.ones(3, np.float32)}, InputError, "same rank, 2 plus"),
@@ -548,7 +554,7 @@ BAD = {
     "out_sharding": ({"out_sharding": jax.P()}, InputError, "out_sharding is not supported.*allowed: None"),
     "integer lhs": ({"lhs": np.ones((2, 5, 5, 4), np.int32)}, TypeError, "lhs must hold.*floating.*got int32"),
     "integer both": (
-        {"lhs": np.ones((2, 5, 5, 4), np.int32), "rhs": np.ones((3, 3, 4, 6), np.int32)}, TypeError, "lhs must hold.*int32"
+        {"lhs": np.ones((2, 5, 5, 4), np.int32), "rhs": np.ones((3, 3, 4, 6), np.int32)}, TypeError, "lhs must .*int32"
     ),
     "boolean rhs": ({"rhs": np.ones((3, 3, 4, 6), bool)}, TypeError, "rhs must hold.*got bool"),
     "mixed dtypes": ({"rhs": np.ones((3, 3, 4, 6), np.float16)}, TypeError, "one dtype: got float32 and float16"),

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, and damage is noticed."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -41,7 +42,7 @@ def saved(state, tmp_path):
 def test_round_trip_is_exact(state, saved):
     manifest = checkpoint.read_manifest(saved, 3)
     assert manifest.meta == {"step": 3}
-    restored = checkpoint.restore(saved, 3, target(state))
+    restored = checkpoint.restore(saved, manifest, target(state))
     assert fingerprint(restored) == fingerprint(state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     np.testing.assert_array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
@@ -120,11 +121,17 @@ def test_what_killed_saves_leave_is_cleared(state, saved):
     assert not (saved / "set-aside" / "4").exists()  # a good one took its place
 
 
-def test_another_structure_or_shape_is_an_error_with_its_reason(state, saved):
-    other = jax.tree.map(lambda leaf: leaf, state)
-    other.params["kernel"] = jnp.zeros((3, 5))
-    with pytest.raises(RunError, match=r"checkpoint 3 .* does not hold this run's state: .*(3, 5)"):
-        checkpoint.restore(saved, 3, target(other))
+def test_another_structure_shape_or_type_is_named(state, saved):
+    manifest = checkpoint.read_manifest(saved, 3)
+    kernel = r"checkpoint 3 .* another network's state: .*kernel.* is float32\[3, 4\], this run's is "
+    for other, message in (
+        ({**state.params, "kernel": jnp.zeros((3, 5))}, kernel + r"float32\[3, 5\]"),
+        ({**state.params, "kernel": jnp.zeros((3, 4), jnp.int32)}, kernel + r"int32\[3, 4\]"),
+        ({"bias": state.params["bias"]}, kernel + "missing"),
+        ({**state.params, "scale": jnp.ones(2)}, r"scale.* is missing, this run's is float32\[2\]"),
+    ):
+        with pytest.raises(RunError, match=message):
+            checkpoint.restore(saved, manifest, target(dataclasses.replace(state, params=other)))
 
 
 def test_a_failing_save_is_reported(state, tmp_path, monkeypatch):
@@ -142,8 +149,6 @@ def test_a_failing_save_is_reported(state, tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_sees_every_part(state):
-    import dataclasses
-
     base = fingerprint(state)
     assert fingerprint(dataclasses.replace(state, batch_stats={"mean": jnp.zeros(3)})) != base
     nudged = {**state.params, "bias": jnp.nextafter(state.params["bias"], jnp.inf)}
