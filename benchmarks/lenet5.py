@@ -3,9 +3,9 @@
     python benchmarks/lenet5.py
 
 The peer is what a careful user writes without cnnjax: a Linen module, Optax, one jitted step with a donated state,
-batches gathered by NumPy on the host. Both train on the same uint8 images with the same optimizer, and both compute loss
-and accuracy at each step. cnnjax runs its whole loop body: order, gathering on the device, metrics, fetching them every
-50 steps. Rounds are interleaved in one process, so that a machine whose speed drifts slows both; the ratio of each
+batches gathered by NumPy on the host. Both train on the same uint8 images with the same optimizer, and both compute
+loss and accuracy at each step. cnnjax runs its whole loop body: order, gathering on the device, metrics, fetching them
+every 50 steps. Rounds are interleaved in one process, so that a machine whose speed drifts slows both; the ratio of each
 round is what counts.
 """
 
@@ -15,6 +15,7 @@ import json
 import platform
 import statistics
 import time
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -86,7 +87,7 @@ def plain(module: nn.Module, images: np.ndarray, labels: np.ndarray, batch_size:
         image = (image.astype(jnp.float32) / 255 - MEAN) / STD
 
         def objective(params):
-            logits = module.apply({"params": params}, image)
+            logits: Any = module.apply({"params": params}, image)
             return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), logits
 
         (loss, logits), gradients = jax.value_and_grad(objective, has_aux=True)(params)

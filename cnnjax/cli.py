@@ -160,7 +160,9 @@ def _evaluate(argv: list[str]) -> None:
             f"{run.derived.num_classes}"
         )
     with jax.enable_x64(config.train.dtype == "float64"):
-        feed = Feed(splits[chosen.split], mesh=mesh.make_mesh(config.run.devices), limit=config.data.resident_mb * 2**20)
+        feed = Feed(
+            splits[chosen.split], mesh=mesh.make_mesh(config.run.devices), limit=config.data.resident_mb * 2**20
+        )
         sums, _ = evaluate_split(
             run.variables,
             feed,
@@ -242,7 +244,9 @@ class _Models:
 
 
 def _models(argv: list[str]) -> None:
-    chosen = parse(_Models, argv, program="cnnjax models", description="The networks, and how many parameters each has.")
+    chosen = parse(
+        _Models, argv, program="cnnjax models", description="The networks, and how many parameters each has."
+    )
     from cnnjax import models
 
     rows: list[dict[str, Any]] = [models.describe(name) for name in models.names()]
@@ -264,9 +268,9 @@ def _models(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    action: Annotated[tyro.conf.Positional[Literal["list", "show", "prepare"]], tyro.conf.arg(metavar="list|show|prepare")] = (
-        "list"
-    )
+    action: Annotated[
+        tyro.conf.Positional[Literal["list", "show", "prepare"]], tyro.conf.arg(metavar="list|show|prepare")
+    ] = "list"
     """list the sets; show one: sizes, classes, statistics; prepare one as array_record, for `tfds:NAME`."""
     name: tyro.conf.Positional[str | None] = None
     """The set to show or prepare."""

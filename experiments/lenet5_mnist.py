@@ -5,8 +5,8 @@ LeCun, Bottou, Bengio, Haffner: "Gradient-Based Learning Applied to Document Rec
     python -m experiments.lenet5_mnist --data.raw-dir FOLDER_OF_THE_FOUR_ORIGINAL_FILES
 
 The network, the scaling of the pixels, the initialisation and the loss (its MAP form) are the paper's. The optimizer is
-Adam with a cosine schedule over 20 passes in batches of 64, in place of a stochastic Levenberg-Marquardt method over single
-images; of the paper's random distortions there is the translation, by up to one pixel. Published: 99.05 %, with
+Adam with a cosine schedule over 20 passes in batches of 64, in place of a stochastic Levenberg-Marquardt method over
+single images; of the paper's random distortions there is the translation, by up to one pixel. Published: 99.05 %, with
 distortions 99.2 %. Expected: EXPECTED
 """
 

@@ -96,8 +96,7 @@ for step in range(steps):
 plt.figure(figsize=(6, 3))
 plt.semilogy(losses)
 plt.xlabel("step")
-plt.ylabel("loss");
-
+plt.ylabel("loss")
 # %%
 logits = apply({"params": params}, test_images)
 predicted = np.asarray(logits.argmax(-1))

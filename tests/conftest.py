@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")   # before jax is first imported
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # before jax is first imported
 
 # Most of the time goes to compiling, and the same programs come back in many tests. A folder for each worker: JAX does
 # not lock its files.
@@ -15,7 +15,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-import pytest
+import pytest  # noqa: E402
 
 DATA = pathlib.Path(os.environ.get("CNNJAX_TEST_DATA", ROOT.parent / "shared" / "data"))
 

@@ -45,11 +45,8 @@ def forbidden(source: str, part: str, package: tuple[str, ...]) -> set[str]:
     wrong = set()
     for name in imports_of(source, package):
         top, *rest = name.split(".")
-        if top == "experiments":
-            wrong.add(name)
-        elif top == "cnnjax" and rest and rest[0] in MAY_IMPORT and rest[0] not in MAY_IMPORT[part] | {part}:
-            wrong.add(name)
-        elif name == "cnnjax" and part == "ops":
+        beyond = top == "cnnjax" and rest and rest[0] in MAY_IMPORT and rest[0] not in MAY_IMPORT[part] | {part}
+        if top == "experiments" or beyond or (name == "cnnjax" and part == "ops"):
             wrong.add(name)
     return wrong
 

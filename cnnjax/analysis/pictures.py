@@ -74,7 +74,7 @@ def predictions(
     rows: int = 5,
     columns: int = 10,
 ) -> None:
-    """Draws images with what the network says of them: mistakes first, the most confident of those foremost.
+    """Draws images with what the network says of them: mistakes first, then what it is least sure of.
 
     Args:
       images: uint8 [n, height, width, channels].
@@ -90,7 +90,7 @@ def predictions(
     probabilities /= probabilities.sum(-1, keepdims=True)
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     wrong = predicted != labels
-    order = np.lexsort((-confidence, ~wrong))[: rows * columns]
+    order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[: rows * columns]
     rows = -(-len(order) // columns)
 
     def name(index: int) -> str:

@@ -126,6 +126,42 @@ def _by_name(field: str, value: Any, default: Any) -> Any:
     return value
 
 
+# The images each was made for, [height, width, channels], and what it is.
+_ABOUT: dict[str, tuple[tuple[int, int, int], str]] = {
+    "lenet5": ((32, 32, 1), "LeNet-5 as published (LeCun et al. 1998)"),
+    "lenet5_modern": ((28, 28, 1), "LeNet-5 as usually built today"),
+    "cs231n_cifar10": ((32, 32, 3), "(conv-relu-conv-relu-pool) x 3, the lectures' first network"),
+    "convnetjs_cifar10": ((32, 32, 3), "ConvNetJS's demonstration on CIFAR-10"),
+    "convnetjs_mnist": ((24, 24, 1), "ConvNetJS's demonstration on MNIST"),
+    "geron_fashion": ((28, 28, 1), "Géron's network for Fashion-MNIST"),
+    "resnet18": ((224, 224, 3), "ResNet-18 (He et al. 2015)"),
+    "resnet34": ((224, 224, 3), "ResNet-34"),
+    "resnet50": ((224, 224, 3), "ResNet-50, the stride in the 3x3 convolution (v1.5)"),
+    **{
+        f"cifar_resnet{depth}": ((32, 32, 3), f"ResNet-{depth} for CIFAR, shortcuts A")
+        for depth in (20, 32, 44, 56, 110)
+    },
+}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What is known of a model: `name`, `parameters`, `input` [height, width, channels], `classes`, `summary`.
+
+    The parameters are counted by abstract evaluation, which allocates nothing. Of a model without an entry here (a
+    user's own) the input is taken to be 32x32x1.
+    """
+    shape, summary = _ABOUT.get(name, ((32, 32, 1), ""))
+    model = create(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return {
+        "name": name,
+        "parameters": count_parameters(variables),
+        "input": list(shape),
+        "classes": getattr(model, "num_classes", None),
+        "summary": summary,
+    }
+
+
 def count_parameters(variables: Mapping[str, Any]) -> int:
     """How many numbers training changes.
 

@@ -108,7 +108,7 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
                 f"this run's is {expected.get(name, 'missing')}"
             )
     try:
-        return ocp.load(directory.absolute() / str(manifest.step), target)
+        return ocp.load(str(directory.absolute() / str(manifest.step)), target)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
         raise RunError(f"{where} can't be restored: {_reason(error)}") from error
 
@@ -173,7 +173,7 @@ class Checkpoints:
         self.wait()
         try:
             # A folder of that name has no manifest (or was not good), so it is in the way.
-            response = ocp.save_async(self.directory / str(step), state, overwrite=True)
+            response = ocp.save_async(str(self.directory / str(step)), state, overwrite=True)
         except OSError as error:
             raise self._failed(step, error) from error
         self._pending = self._pool.submit(self._finish, response, step, _leaves(state), meta, score)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -127,10 +128,9 @@ def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = ""
 def _one_line(box: str, program: str) -> str:
     """tyro's boxed complaint as one line: what was wrong, and the option that was perhaps meant."""
     lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines()]
-    lines = [line for line in lines if line]
-    problem = [line for line in lines if line.startswith(("Error parsing", "Unrecognized options:", "Missing"))]
-    text = problem[0] if problem else " ".join(lines[1:3])
-    perhaps = [line.split()[0] for line in lines if line.startswith("--")]
+    # The first line is the title; what was wrong follows, up to a ruled line.
+    text = " ".join(itertools.takewhile(bool, lines[1:]))
+    perhaps = [line.split()[0] for line in lines[1:] if line.startswith("--")]
     if text.startswith("Unrecognized") and perhaps:
         text += f"; did you mean {perhaps[0]}?"
     return f"{text.rstrip('.')} (see {program} --help)"

@@ -207,7 +207,8 @@ def train(
             if stop.requested and step < steps:
                 checkpoints.wait()
                 raise Interrupted(
-                    f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} goes on",
+                    f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} "
+                    f"goes on",
                     stop.requested,
                 )
             clock = time.monotonic()
@@ -233,13 +234,12 @@ def train(
             rows.write(steps, "test", values)
             write_scalars(steps, "test", values)
             result |= {f"test_{name}": value for name, value in values.items()}
-        if progress.best_step is not None:
-            score = progress.best_score
+        if progress.best_step is not None and progress.best_score is not None:
             result["best_step"] = progress.best_step
             if "validation_accuracy" in result:
-                result["best_validation_accuracy"] = score
+                result["best_validation_accuracy"] = progress.best_score
             else:
-                result["best_validation_loss"] = -score
+                result["best_validation_loss"] = -progress.best_score
             if "test" in feeds:
                 best = _best_variables(checkpoints, progress.best_step, shapes, everywhere, report)
                 if best is not None:
@@ -370,7 +370,9 @@ def _record(
 
 
 def _all_finite(state: TrainState) -> bool:
-    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    leaves = [
+        leaf for leaf in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
     return bool(jax.device_get(_finite(leaves)))
 
 

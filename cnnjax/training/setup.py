@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -35,12 +36,11 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
     Raises:
       InputError: the name or a field is unknown, or the fields set fewer outputs than there are classes.
     """
-    dtype = jnp.dtype(config.train.dtype)
-    fields = {
-        "num_classes": num_classes,
-        "dtype": dtype,
-        "param_dtype": jnp.dtype("float64" if config.train.dtype == "float64" else "float32"),
-    } | config.model.fields
+    fields: dict[str, Any] = {"num_classes": num_classes}
+    if config.train.dtype != "float32":  # which is what every model computes in unless told otherwise
+        kept = "float64" if config.train.dtype == "float64" else "float32"
+        fields |= {"dtype": jnp.dtype(config.train.dtype), "param_dtype": jnp.dtype(kept)}
+    fields |= config.model.fields
     if isinstance(fields["num_classes"], int) and fields["num_classes"] < num_classes:
         raise InputError(
             f"model.fields: num_classes={fields['num_classes']} received, allowed: {num_classes} or more, "

@@ -98,7 +98,7 @@ def eval_step(
     variables: dict[str, Any], batch: Batch, *, model: nn.Module, loss: metrics.Loss, preprocess: Preprocess
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Metrics of a batch as sums and counts over the examples in `mask`, and the outputs [batch, classes]."""
-    outputs = model.apply(variables, preprocess(batch["image"]), train=False)
+    outputs: Any = model.apply(variables, preprocess(batch["image"]), train=False)
     return metrics.sums(loss(outputs, batch["label"]), outputs, batch["label"], batch["mask"]), outputs
 
 

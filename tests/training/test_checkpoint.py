@@ -19,9 +19,7 @@ from cnnjax.training.state import TrainState, fingerprint
 @pytest.fixture
 def state():
     params = {"kernel": jnp.arange(12.0).reshape(3, 4) / 7, "bias": jnp.array([jnp.pi, -0.0])}
-    return TrainState(
-        jnp.int32(5), params, {"mean": jnp.ones(3)}, optax.adam(0.1).init(params), jax.random.key(7)
-    )
+    return TrainState(jnp.int32(5), params, {"mean": jnp.ones(3)}, optax.adam(0.1).init(params), jax.random.key(7))
 
 
 def target(state):
@@ -60,7 +58,7 @@ def test_the_newest_and_the_best_are_kept(state, tmp_path):
 
 @pytest.mark.parametrize("seed", range(25))
 def test_any_flipped_bit_or_truncation_is_noticed(saved, seed):
-    """In any file of the newest checkpoint or in its manifest; the one before is used, and the damaged one kept aside."""
+    """In any file of the newest checkpoint or in its manifest; the one before is used, the damaged one kept aside."""
     rng = random.Random(seed)
     files = [path for path in (saved / "3").rglob("*") if path.is_file() and path.stat().st_size]
     path = rng.choice([*files, saved / "3.json"])
@@ -143,7 +141,7 @@ def test_a_failing_save_is_reported(state, tmp_path, monkeypatch):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=3)
     monkeypatch.setattr(checkpoint, "write_atomically", full)
     checkpoints.save(1, state, {}, None)
-    with pytest.raises(RunError, match="checkpoint 1 could not be saved to .*No space left on device"):
+    with pytest.raises(RunError, match=r"checkpoint 1 could not be saved to .*No space left on device"):
         checkpoints.save(2, state, {}, None)
     assert checkpoint.steps_with_manifest(tmp_path) == []
 

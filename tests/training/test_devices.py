@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cnnjax import models
+from cnnjax.data import Arrays
 from cnnjax.ops.errors import InputError
 from cnnjax.training import Optimizer, metrics
 from cnnjax.training import mesh as meshes
@@ -15,7 +16,6 @@ from cnnjax.training.feed import Feed
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.state import init_state
 from cnnjax.training.step import Preprocess, train_step
-from cnnjax.data import Arrays
 
 STEPS, BATCH = 20, 16
 
@@ -25,9 +25,7 @@ def run(model_name, devices, dtype, steps, **fields):
     mesh = meshes.make_mesh(devices)
     rng = np.random.default_rng(0)
     shape = (32, 32, 3) if model_name.startswith("cifar") else (28, 28, 1)
-    arrays = Arrays(
-        rng.integers(0, 256, (64, *shape)).astype(np.uint8), rng.integers(0, 10, 64).astype(np.int32)
-    )
+    arrays = Arrays(rng.integers(0, 256, (64, *shape)).astype(np.uint8), rng.integers(0, 10, 64).astype(np.int32))
     model = models.create(model_name, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype), **fields)
     optimizer = make_optimizer(Optimizer("sgd", learning_rate=0.1, weight_decay=1e-4), steps)
     preprocess = Preprocess((0.5,), (0.25,), shift=2, pad_crop=2, flip=True, dtype=jnp.dtype(dtype))

@@ -98,14 +98,17 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data
             raise Stopped
         return original(n, size, step, seed)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         patch.setattr(loop, "batch_indices", stopping)
-        train(cfg, tmp_path / "parts", dataset=tiny_data)
+        with pytest.raises(Stopped):
+            train(cfg, tmp_path / "parts", dataset=tiny_data)
     resumed = train(cfg, tmp_path / "parts", dataset=tiny_data)
     assert resumed["fingerprint"] == whole["fingerprint"]
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     timings = {"seconds", "train_seconds", "compile_seconds", "examples_per_second"}
-    assert {k: v for k, v in resumed.items() if k not in timings} == {k: v for k, v in whole.items() if k not in timings}
+    assert {k: v for k, v in resumed.items() if k not in timings} == {
+        k: v for k, v in whole.items() if k not in timings
+    }
 
 
 def test_extending_equals_having_asked_for_more(tiny_config, tiny_data, tmp_path):
@@ -131,9 +134,7 @@ def test_another_what_is_refused_and_another_where_is_not(tiny_config, tiny_data
 def test_other_data_of_the_same_name_are_refused(tiny_config, tiny_data, tmp_path):
     train(tiny_config, tmp_path / "run", dataset=tiny_data)
     (tmp_path / "run" / "result.json").unlink()
-    darker = dataclasses.replace(
-        tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image // 2, tiny_data.train.label)
-    )
+    darker = dataclasses.replace(tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image // 2, tiny_data.train.label))
     with pytest.raises(InputError, match="data: mean is"):
         train(tiny_config, tmp_path / "run", dataset=darker)
 
@@ -179,9 +180,9 @@ def test_regression_by_squared_error(tiny_config, tiny_data, tmp_path):
 def test_two_processes_can_not_train_in_one_folder(tiny_config, tiny_data, tmp_path):
     from cnnjax.training import rundir
 
-    with rundir.open_for_training(tmp_path / "run", tiny_config, extend=False):
-        with pytest.raises(InputError, match="another process is training"):
-            train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    lock = rundir.open_for_training(tmp_path / "run", tiny_config, extend=False)
+    with lock, pytest.raises(InputError, match="another process is training"):
+        train(tiny_config, tmp_path / "run", dataset=tiny_data)
 
 
 def test_quick_shrinks(tiny_config):
