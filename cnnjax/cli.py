@@ -67,6 +67,8 @@ def load_experiment(name: str) -> ModuleType:
         path = pathlib.Path(name)
         if not path.is_file():
             raise InputError(f"experiment: no such file: {name}")
+        if path.suffix != ".py":
+            raise InputError(f"experiment: {name} is not a Python file")
     else:
         names = experiment_names()
         if name not in names:

@@ -220,8 +220,8 @@ def check(config: Config) -> None:
     _positive("run.keep", run.keep)
     _positive("run.log-every", run.log_every)
     _positive("data.limit", data.limit)
-    _within("train.seed", train.seed, 0, 2**32 - 1)
-    _within("data.split-seed", data.split_seed, 0, 2**32 - 1)
+    _within("train.seed", train.seed, 0, 2**31 - 1)
+    _within("data.split-seed", data.split_seed, 0, 2**31 - 1)
     _within("train.label-smoothing", train.label_smoothing, 0, 1)
     _within("optimizer.learning-rate", optimizer.learning_rate, 0, 1e9)
     _within("optimizer.momentum", optimizer.momentum, 0, 1)
@@ -264,9 +264,11 @@ def total_steps(config: Config, examples: int) -> int:
 def quick(config: Config) -> Config:
     """The same experiment shrunk to a smoke test of seconds: few images, few steps, small batches."""
     batch_size = min(config.train.batch_size, 32)
+    # So many images that are to be held out (of tens of thousands) become a fraction of the few.
+    validation = config.data.validation if config.data.validation < 1 else 0.1
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, limit=min(config.data.limit or 256, 256)),
+        data=dataclasses.replace(config.data, limit=min(config.data.limit or 256, 256), validation=validation),
         train=dataclasses.replace(config.train, steps=8, epochs=None, batch_size=batch_size, evaluate_every=4),
         run=dataclasses.replace(config.run, log_every=2, eval_batch_size=128),
     )

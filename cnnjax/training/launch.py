@@ -51,8 +51,6 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
     with exit_status() as status:
         arguments = _parse(config, path, argv)
         chosen = arguments.config
-        if arguments.quick:
-            chosen = configs.quick(chosen)
         workdir = arguments.workdir
         if workdir is None:
             if arguments.extend:
@@ -73,27 +71,31 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
-    parsed = parse(
-        _Arguments,
-        argv,
-        program=f"python -m experiments.{path.stem}",
-        description=_docstring(path),
-        default=_Arguments(config),
-    )
-    return dataclasses.replace(parsed, config=_one_length(config, parsed.config))
+    def read(default: _Arguments) -> _Arguments:
+        return parse(
+            _Arguments,
+            argv,
+            program=f"python -m experiments.{path.stem}",
+            description=_docstring(path),
+            default=default,
+        )
+
+    parsed = read(_Arguments(config))
+    if parsed.quick:  # it shrinks the defaults: what is asked for beside it still counts
+        parsed = read(_Arguments(configs.quick(config), quick=True))
+    return dataclasses.replace(parsed, config=_one_length(parsed.config, argv))
 
 
-def _one_length(default: Config, chosen: Config) -> Config:
+def _one_length(config: Config, argv: list[str]) -> Config:
     """`--train.steps` stands in place of the experiment's epochs, and the other way round."""
-    before, after = default.train, chosen.train
-    steps_given, epochs_given = after.steps != before.steps, after.epochs != before.epochs
-    if steps_given and epochs_given and after.steps is not None and after.epochs is not None:
+    words = {word.partition("=")[0] for word in argv}
+    given = [
+        name for name in ("steps", "epochs") if f"--train.{name}" in words and getattr(config.train, name) is not None
+    ]
+    if len(given) == 2:
         raise InputError("--train.steps and --train.epochs: received both, allowed: one of them")
-    if steps_given and after.steps is not None:
-        after = dataclasses.replace(after, epochs=None)
-    elif epochs_given and after.epochs is not None:
-        after = dataclasses.replace(after, steps=None)
-    return dataclasses.replace(chosen, train=after)
+    other = {"steps": {"epochs": None}, "epochs": {"steps": None}}
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **other[given[0]])) if given else config
 
 
 def _docstring(path: pathlib.Path) -> str:

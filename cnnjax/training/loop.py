@@ -74,7 +74,7 @@ def train(
         loss = metrics.make_loss(config.train.loss, config.train.label_smoothing)
         make_model(config, 10)
 
-        stack.enter_context(rundir.open_for_training(workdir, config, extend=extend))
+        rundir.examine(workdir, config, extend=extend)
         finished = _finished(workdir, config)
         if finished is not None:
             return finished
@@ -87,6 +87,8 @@ def train(
         init = functools.partial(init_state, model=model, optimizer=optimizer, image_shape=derived.image_shape)
         key = jax.random.key(config.train.seed)
         shapes = jax.eval_shape(init, key)  # a model that can't take the images says so here
+        stack.enter_context(rundir.lock(workdir))
+        rundir.examine(workdir, config, extend=extend)  # again, now that no other process can change it
         _record(workdir, config, derived, experiment, experiment_file)
 
         started = time.monotonic()
@@ -165,8 +167,9 @@ def train(
         stack.callback(report.stop)
         clock = time.monotonic()
         trained: dict[str, float] = {}
+        first_traced = min(steps, progress.step + 11)  # past the steps in which caches warm up
         for step in range(progress.step + 1, steps + 1):
-            if profile and step == progress.step + 11:
+            if profile and step == first_traced:
                 jax.profiler.start_trace(workdir / "profile")
             index = batch_indices(examples, size, step - 1, config.train.seed)
             state, sums = take_step(state, index)
@@ -174,7 +177,7 @@ def train(
             if len(window) > 2:  # never more than two steps ahead of the device: a stop is prompt and the bar honest
                 window[-3]["loss"].block_until_ready()
             report.advance(step)
-            if profile and step == min(steps, progress.step + 20):
+            if profile and step == min(steps, first_traced + 9):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
                 report.note(f"trace     {workdir / 'profile'}")

@@ -39,42 +39,43 @@ def identity(config: Config) -> dict[str, Any]:
     return {name: value for name, value in configs.what(config).items() if name not in _HORIZON}
 
 
-def open_for_training(workdir: pathlib.Path, config: Config, *, extend: bool) -> TextIO:
-    """Makes or reopens a run's folder, refusing one that is not this run's.
+def examine(workdir: pathlib.Path, config: Config, *, extend: bool) -> None:
+    """Refuses a folder that is not this run's, without touching it.
 
     Args:
       workdir: the folder.
       config: what the run is to compute.
       extend: allows another number of steps.
 
-    Returns:
-      The lock, held until it is closed (or the process dies).
-
     Raises:
-      InputError: the folder can't be written, holds other things, or holds a run with another *what*.
+      InputError: it is a file, holds other things, or holds a run with another *what*.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
+    if (workdir / "config.json").exists():
+        _compare(workdir, config, extend)
+    # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
+    elif workdir.exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
+        raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
+
+
+def lock(workdir: pathlib.Path) -> TextIO:
+    """Makes a run's folder if need be, and claims it for this process until the returned file is closed.
+
+    Raises:
+      InputError: the folder can't be written, or another process is training in it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
-        if not (workdir / "config.json").exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
-            raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
-        lock = (workdir / ".lock").open("a")
+        file = (workdir / ".lock").open("a")
     except OSError as error:
         raise InputError(f"workdir: {workdir} can't be written ({error.strerror or error})") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        lock.close()
+        file.close()
         raise InputError(f"workdir: another process is training in {workdir}") from error
-    try:
-        if (workdir / "config.json").exists():
-            _compare(workdir, config, extend)
-    except InputError:
-        lock.close()
-        raise
-    return lock
+    return file
 
 
 def _compare(workdir: pathlib.Path, config: Config, extend: bool) -> None:

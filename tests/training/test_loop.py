@@ -180,8 +180,7 @@ def test_regression_by_squared_error(tiny_config, tiny_data, tmp_path):
 def test_two_processes_can_not_train_in_one_folder(tiny_config, tiny_data, tmp_path):
     from cnnjax.training import rundir
 
-    lock = rundir.open_for_training(tmp_path / "run", tiny_config, extend=False)
-    with lock, pytest.raises(InputError, match="another process is training"):
+    with rundir.lock(tmp_path / "run"), pytest.raises(InputError, match="another process is training"):
         train(tiny_config, tmp_path / "run", dataset=tiny_data)
 
 
