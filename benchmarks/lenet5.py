@@ -5,8 +5,8 @@
 The peer is what a careful user writes without cnnjax: a Linen module, Optax, one jitted step with a donated state,
 batches gathered by NumPy on the host. Both train on the same uint8 images with the same optimizer, and both compute
 loss and accuracy at each step. cnnjax runs its whole loop body: order, gathering on the device, metrics, fetching them
-every 50 steps. Rounds are interleaved in one process, so that a machine whose speed drifts slows both; the ratio of each
-round is what counts.
+every 50 steps. Rounds are interleaved in one process, so that a machine whose speed drifts slows both; the ratio of
+each round is what counts.
 """
 
 import argparse
