@@ -90,7 +90,7 @@ def _run(argv: list[str]) -> int:
         print("usage: cnnjax run NAME|FILE [options]     (cnnjax run NAME --help lists its options)\n")
         for name, path in names.items():
             print(f"  {name:22} {_first_line(path)}")
-        return 0 if argv else 2
+        return 0
     return load_experiment(argv[0]).main(argv[1:])
 
 

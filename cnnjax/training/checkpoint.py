@@ -31,8 +31,8 @@ class Manifest:
     """dtype and shape of each leaf of the state, by its key path."""
     meta: dict[str, Any]
     """What the run wants to know again when it resumes; JSON."""
-    score: float | None
-    """Validation score at this step, where it was evaluated; larger is better."""
+    score: list[float] | None
+    """Validation scores at this step, where it was evaluated: larger is better, a later one decides between equals."""
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -164,7 +164,7 @@ class Checkpoints:
             if later > step:
                 self._delete(later)
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+    def save(self, step: int, state: Any, meta: dict[str, Any], score: list[float] | None) -> None:
         """Saves in the background; returns once the arrays are copied and may be donated.
 
         Raises:
@@ -184,7 +184,7 @@ class Checkpoints:
         step: int,
         leaves: dict[str, str],
         meta: dict[str, Any],
-        score: float | None,
+        score: list[float] | None,
     ) -> None:
         try:
             response.result()
@@ -210,7 +210,7 @@ class Checkpoints:
             if step != best:
                 self._delete(step)
 
-    def _score(self, step: int) -> float | None:
+    def _score(self, step: int) -> list[float] | None:
         return json.loads((self.directory / f"{step}.json").read_text())["content"]["score"]
 
     def _delete(self, step: int) -> None:

@@ -129,10 +129,13 @@ def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = ""
 
 def _one_line(box: str, program: str) -> str:
     """tyro's boxed complaint as one line: what was wrong, and the option that was perhaps meant."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines()]
-    # The first line is the title; what was wrong follows, up to a ruled line.
-    text = " ".join(itertools.takewhile(bool, lines[1:]))
-    perhaps = [line.split()[0] for line in lines[1:] if line.startswith("--")]
+    # Where the terminal has no UTF-8, there is no box and the rules are of hyphens.
+    lines = [re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", line).strip() for line in box.splitlines()]
+    # The first line is the title; what was wrong follows, up to a ruled line; then options of nearly that name.
+    rest = list(itertools.dropwhile(lambda line: not line, lines[1:]))
+    problem = list(itertools.takewhile(bool, rest))
+    text = " ".join(problem)
+    perhaps = [line.split()[0] for line in rest[len(problem) :] if line.startswith("--")]
     if text.startswith("Unrecognized") and perhaps:
         text += f"; did you mean {perhaps[0]}?"
     return f"{text.rstrip('.')} (see {program} --help)"

@@ -94,7 +94,7 @@ def _choose(directory: pathlib.Path, best: bool) -> checkpoint.Manifest:
             break
     if best:
         good = [manifest for manifest in good if manifest.score is not None]
-        good.sort(key=lambda manifest: (-manifest.score, manifest.step))
+        good.sort(key=lambda manifest: ([-score for score in manifest.score or []], manifest.step))
     if not good:
         what = "with a validation score " if best else ""
         if problems:

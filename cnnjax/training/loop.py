@@ -153,7 +153,7 @@ def train(
             report.window(values, progress.rate)
             return values
 
-        def save(step: int, score: float | None) -> None:
+        def save(step: int, score: list[float] | None) -> None:
             if not _all_finite(state):
                 raise RunError(
                     f"step {step}: a parameter is not finite; the newest good checkpoint in {workdir} is kept"
@@ -200,7 +200,8 @@ def train(
                     )
                 rows.write(step, "validation", values)
                 write_scalars(step, "validation", values)
-                score = values.get("accuracy", -values["loss"])
+                # Of equal accuracies the lower loss is the better: small validation sets have many.
+                score = [values["accuracy"], -values["loss"]] if "accuracy" in values else [-values["loss"]]
                 better = progress.best_score is None or score > progress.best_score
                 if better:
                     progress.best_step, progress.best_score = step, score
@@ -240,9 +241,9 @@ def train(
         if progress.best_step is not None and progress.best_score is not None:
             result["best_step"] = progress.best_step
             if "validation_accuracy" in result:
-                result["best_validation_accuracy"] = progress.best_score
+                result["best_validation_accuracy"] = progress.best_score[0]
             else:
-                result["best_validation_loss"] = -progress.best_score
+                result["best_validation_loss"] = -progress.best_score[0]
             if "test" in feeds:
                 best = _best_variables(checkpoints, progress.best_step, shapes, everywhere, report)
                 if best is not None:
@@ -282,7 +283,7 @@ class _Progress:
     train_seconds: float = 0.0
     train_examples: int = 0
     best_step: int | None = None
-    best_score: float | None = None
+    best_score: list[float] | None = None
     window: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sums of the training metrics since the last line of them."""
     since: float = dataclasses.field(default_factory=time.monotonic)

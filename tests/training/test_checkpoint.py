@@ -49,10 +49,10 @@ def test_round_trip_is_exact(state, saved):
 
 def test_the_newest_and_the_best_are_kept(state, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-    for step, score in enumerate([0.1, 0.7, 0.5, 0.7, None, 0.6], 1):
+    for step, score in enumerate([[0.1, -1.0], [0.7, -2.0], [0.7, -3.0], [0.7, -2.0], None, [0.6, -1.0]], 1):
         checkpoints.save(step, state, {}, score)
     checkpoints.wait()
-    assert checkpoint.steps_with_manifest(tmp_path) == [6, 5, 2]  # of two equal scores the earlier
+    assert checkpoint.steps_with_manifest(tmp_path) == [6, 5, 2]  # 2 is better than 3 by its loss, and earlier than 4
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2", "5", "6"]
 
 

@@ -41,8 +41,8 @@ def test_a_run_leaves_what_the_contract_says(tiny_config, tiny_data, tmp_path):
     assert [row["step"] for row in rows if row["split"] == "train"] == [5, 10, 15, 20, 24]
     assert [row["step"] for row in rows if row["split"] == "validation"] == [7, 14, 21, 24]
     assert [row["step"] for row in rows if row["split"] == "test"] == [24]
-    scores = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
-    assert result["best_validation_accuracy"] == max(scores.values())
+    scores = {row["step"]: (row["accuracy"], -row["loss"]) for row in rows if row["split"] == "validation"}
+    assert result["best_validation_accuracy"] == max(scores.values())[0]
     assert result["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
 
 
@@ -196,3 +196,36 @@ def test_epochs_become_steps_without_losing_a_part():
 
     cfg = Config(train=Train(epochs=2, batch_size=32))
     assert config.total_steps(cfg, 100) == math.ceil(200 / 32)
+
+
+@pytest.mark.parametrize("resident_mb", [100.0, 0.0])
+def test_nothing_is_transferred_by_accident(tiny_config, tiny_data, tmp_path, monkeypatch, resident_mb):
+    """Every step takes explicit transfers only: the index of a batch, or the batch."""
+    original = loop.Feed.compile
+
+    def guarded(self, *args, **kwargs):
+        step = original(self, *args, **kwargs)
+
+        def call(*args, **kwargs):
+            with jax.transfer_guard("disallow"):
+                return step(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(loop.Feed, "compile", guarded)
+    train(change(tiny_config, "data", resident_mb=resident_mb), tmp_path / "run", dataset=tiny_data)
+
+
+def test_each_program_is_compiled_once(tiny_config, tiny_data, tmp_path):
+    """A training step, and an evaluation for each of the two splits; not one more in 24 steps and five evaluations."""
+    compiled = []
+    original = jax.stages.Lowered.compile
+
+    def counting(self, *args, **kwargs):
+        compiled.append(self)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", counting)
+        train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    assert len(compiled) == 3

@@ -1,0 +1,309 @@
+"""The `cnnjax` command: what each part of it prints and leaves behind."""
+
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnjax
+from cnnjax import cli, data, models
+from cnnjax.ops.errors import InputError
+from cnnjax.training import rundir
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SUBCOMMANDS = ["run", "evaluate", "predict", "models", "data"]
+
+
+def command(*argv: object) -> int:
+    """The exit status of `cnnjax` with these arguments."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(word) for word in argv])
+    return stopped.value.code
+
+
+@pytest.fixture
+def output(capsys):
+    """`output(*argv)`: what `cnnjax` printed, having succeeded without a word on standard error."""
+
+    def run(*argv: object) -> str:
+        capsys.readouterr()
+        assert command(*argv) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of 60 steps, which reads most digits."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert command("run", "quickstart", "--workdir", folder, "--train.steps", 60, "--train.evaluate-every", 20) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return json.loads((run / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", size=(28, 28))
+
+
+def files(folder: pathlib.Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of every file."""
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---- help ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(output, capsys):
+    assert list(cli.COMMANDS) == SUBCOMMANDS
+    text = output("--help")
+    for name in SUBCOMMANDS:
+        assert f"\n  {name} " in text
+    assert output("-h") == output("help") == text
+    assert command() == 2
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_help_of_each_command(name, output):
+    text = output(name, "--help")
+    assert text.startswith(f"usage: cnnjax {name} ")
+    assert len(text.splitlines()) > 5
+
+
+def test_version(output):
+    assert output("--version") == f"cnnjax {cnnjax.__version__}\n"
+
+
+def test_an_experiments_help_teaches(output):
+    text = output("run", "quickstart", "--help")
+    words = " ".join(text.split())
+    import experiments.quickstart as experiment
+
+    assert " ".join(experiment.__doc__.split()) in words
+    for option in ("--workdir", "--quick", "--extend", "--profile"):
+        assert option in words
+    for option in ("model.fields", "data.raw-dir", "optimizer.learning-rate", "run.devices"):
+        assert f"--{option} " in words
+    for option in ("seed", "steps", "epochs", "batch-size", "dtype"):
+        assert f"--train.{option} " in words
+    assert "(default: lenet5_modern)" in words  # the experiment's defaults, not the library's
+    assert "Parameter updates, in place of epochs." in words
+
+
+def test_the_experiments_there_are(output):
+    text = output("run")
+    for path in (ROOT / "experiments").glob("*.py"):
+        assert (f"\n  {path.stem} " in text) == (not path.stem.startswith("_"))
+    assert "LeNet-5 as published in 1998" in text
+
+
+# ---- run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_shown_and_left_alone(run, result, output):
+    before = files(run)
+    text = output("run", "quickstart", "--workdir", run, "--train.steps", 60, "--train.evaluate-every", 20)
+    assert files(run) == before
+    for shown in (f"{result['test_accuracy']:.2%}", "61,706", result["fingerprint"][:16], str(run / "curves.png")):
+        assert shown in text
+    assert "epoch" not in text  # nothing was trained
+
+
+def test_an_extended_run_goes_on(run, result, output, tmp_path):
+    half, whole = tmp_path / "half", ("--train.evaluate-every", 20, "--optimizer.schedule", "constant")
+    output("run", "quickstart", "--workdir", half, "--train.steps", 20, *whole)
+    text = output("run", "quickstart", "--workdir", half, "--train.steps", 40, "--extend", *whole)
+    assert "resuming from step 20" in text
+    assert json.loads((half / "result.json").read_text())["steps"] == 40
+
+
+def test_without_a_workdir_the_same_command_finds_its_run(output, tmp_path, monkeypatch):
+    """As a module too: `python -m experiments NAME` is `cnnjax run NAME`."""
+    monkeypatch.chdir(tmp_path)
+    output("run", "quickstart", "--quick")
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    assert folder.name.startswith("seed0-")
+    before = files(tmp_path)
+    again = [sys.executable, "-m", "experiments", "quickstart", "--quick"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert str(folder.relative_to(tmp_path)) in done.stdout
+    assert done.stderr == ""
+    assert files(tmp_path) == before
+
+
+def test_quick_yields_to_what_is_asked_for(output, tmp_path):
+    output("run", "quickstart", "--quick", "--train.steps", 2, "--data.limit", 100, "--workdir", tmp_path / "run")
+    config = rundir.read_config(tmp_path / "run")["config"]
+    assert (config["train"]["steps"], config["data"]["limit"], config["train"]["batch_size"]) == (2, 100, 32)
+
+
+def test_a_file_is_an_experiment_too(output, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text((ROOT / "experiments" / "quickstart.py").read_text().replace("epochs=40", "steps=2"))
+    output("run", file, "--quick", "--workdir", tmp_path / "run")
+    record = rundir.read_config(tmp_path / "run")
+    assert (record["experiment"], record["experiment_file"]) == ("mine", str(file))
+
+
+def test_profile_leaves_a_trace(output, tmp_path):
+    text = output("run", "quickstart", "--quick", "--profile", "--workdir", tmp_path / "run")
+    assert str(tmp_path / "run" / "profile") in text
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+
+
+def test_tensorboard_events_hold_the_metrics(output, tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2", reason="needs the tensorboard extra")
+    output("run", "quickstart", "--quick", "--run.tensorboard", "--workdir", tmp_path / "run")
+    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
+    content, found = file.read_bytes(), {}
+    while content:  # a record: its length, a checksum of that, the event, a checksum of that
+        (length,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    expected = {
+        (row["step"], f"{row['split']}/{name}"): np.float32(value)
+        for row in rundir.read_metrics(tmp_path / "run" / "metrics.jsonl")
+        for name, value in row.items()
+        if name not in ("step", "split")
+    }
+    assert len(expected) > 10
+    assert found == expected
+
+
+# ---- evaluate ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_gives_what_the_run_reported(run, result, output):
+    before = files(run)
+    values = json.loads(output("evaluate", run, "--json"))
+    assert values["accuracy"] == result["test_accuracy"]
+    assert values["top5"] == result["test_top5"]
+    assert values["loss"] == result["test_loss"]
+    assert (values["step"], values["data"], values["split"], values["examples"]) == (60, "digits", "test", 360)
+    text = output("evaluate", run)
+    for shown in (str(run), "step 60", "360 test images of digits", f"{result['test_accuracy']:.2%}"):
+        assert shown in text
+    assert files(run) == before
+
+
+def test_evaluate_best(run, result, output):
+    values = json.loads(output("evaluate", run, "--best", "--json"))
+    assert values["step"] == result["best_step"]
+    assert values["accuracy"] == result["best_test_accuracy"]
+    values = json.loads(output("evaluate", run, "--best", "--split", "validation", "--json"))
+    assert values["accuracy"] == result["best_validation_accuracy"]
+    assert values["examples"] == 144
+
+
+def test_evaluate_on_other_data(run, output, tmp_path, digits):
+    for split in ("train", "test"):
+        for i in range(20):
+            name = digits.classes[digits.test.label[i]]
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits.test.image[i, ..., 0]).save(folder / f"{i}.png")
+    argv = ("--data.name", "folder", "--data.raw-dir", tmp_path / "images", "--data.cache-dir", tmp_path / "cache")
+    values = json.loads(output("evaluate", run, "--json", *argv))
+    model, variables, _ = cnnjax.load(run)
+    run_mean_std = rundir.read_config(run)["derived"]
+    x = (digits.test.image[:20] / 255 - run_mean_std["mean"]) / run_mean_std["std"]
+    right = np.asarray(model.apply(variables, np.float32(x))).argmax(-1) == digits.test.label[:20]
+    assert (values["data"], values["examples"]) == ("folder", 20)
+    assert values["accuracy"] == pytest.approx(right.mean())
+
+
+# ---- predict -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(digits, tmp_path):
+    """Two test images as PNG files."""
+    paths = [tmp_path / "first.png", tmp_path / "second.png"]
+    for path, image in zip(paths, digits.test.image[:2, ..., 0], strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def test_predict_says_what_the_network_says(run, images, digits, output):
+    lines = [json.loads(line) for line in output("predict", run, *images, "--json").splitlines()]
+    model, variables, _ = cnnjax.load(run)
+    derived = rundir.read_config(run)["derived"]
+    x = np.float32((digits.test.image[:2] / 255 - derived["mean"]) / derived["std"])
+    logits = np.asarray(model.apply(variables, x), np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for line, path, row in zip(lines, images, probabilities, strict=True):
+        assert line["image"] == str(path)
+        assert [found["class"] for found in line["top"]] == [digits.classes[k] for k in np.argsort(-row)[:5]]
+        expected = np.sort(row)[::-1][:5]
+        np.testing.assert_allclose([found["probability"] for found in line["top"]], expected, rtol=1e-4)
+
+
+def test_predict_prints_percentages(run, images, output):
+    (line,) = output("predict", run, images[0], "--top", 3, "--json").splitlines()
+    top = json.loads(line)["top"]
+    assert len(top) == 3
+    text = output("predict", run, images[0], "--top", 3)
+    assert text.splitlines() == [str(images[0]), *(f"  {t['probability']:7.2%}  {t['class']}" for t in top)]
+
+
+def test_predict_takes_any_image(run, images, digits, output, tmp_path):
+    """Colour, another size, black on white: the same digit."""
+    image = Image.fromarray(255 - digits.test.image[0, ..., 0]).convert("RGB").resize((56, 56))
+    image.save(tmp_path / "large.bmp")
+    plain = json.loads(output("predict", run, images[0], "--json"))["top"][0]
+    inverted = json.loads(output("predict", run, tmp_path / "large.bmp", "--invert", "--json"))["top"][0]
+    assert inverted["class"] == plain["class"]
+
+
+def test_predict_knows_a_tenth_class_at_most(run, images, output):
+    assert len(json.loads(output("predict", run, images[0], "--top", 50, "--best", "--json"))["top"]) == 10
+
+
+# ---- models and data -----------------------------------------------------------------------------------------------
+
+
+def test_models_lists_every_network(output):
+    rows = {row["name"]: row for row in json.loads(output("models", "--json"))}
+    assert sorted(rows) == list(models.names())
+    assert rows["lenet5"]["parameters"] == 60_000
+    assert rows["lenet5_modern"]["parameters"] == 61_706
+    text = output("models")
+    for name, row in rows.items():
+        assert any(name in line and f"{row['parameters']:,}" in line for line in text.splitlines())
+
+
+def test_data_list(output):
+    text = output("data")
+    assert output("data", "list") == text
+    assert [line.split()[0] for line in text.splitlines()] == data.names()
+
+
+def test_data_show(output, tmp_path):
+    text = output("data", "show", "digits", "--picture", tmp_path / "digits.png")
+    for shown in ("1,437 images of 8×8×1", "360 images of 8×8×1", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", "sha256"):
+        assert shown in text
+    assert Image.open(tmp_path / "digits.png").size > (200, 200)
+
+
+def test_the_library_raises_what_the_command_prints(run, capsys):
+    """For a program the same mistakes are `InputError`s."""
+    with pytest.raises(InputError, match="no such file") as raised:
+        cli.load_experiment("nowhere.py")
+    assert command("run", "nowhere.py") == 2
+    assert capsys.readouterr().err == f"error: {raised.value}\n"
