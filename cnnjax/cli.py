@@ -147,7 +147,13 @@ def _evaluate(argv: list[str]) -> None:
 
     run = _open_run(chosen.run, chosen.best)
     given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
-    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **given))
+    if chosen.data.name is not None and chosen.split != "validation":
+        given["validation"] = 0.0  # of a set that the run was not trained on, nothing has to be held out
+    config = dataclasses.replace(
+        run.config,
+        data=dataclasses.replace(run.config.data, **given),
+        train=dataclasses.replace(run.config.train, batch_size=1),  # no matter how few images there are to train on
+    )
     splits, derived = setup.prepare(config, setup.load_data(config))
     if chosen.split not in splits:
         raise unknown("split", chosen.split, splits)
@@ -156,15 +162,11 @@ def _evaluate(argv: list[str]) -> None:
             f"data.name: images of {config.data.name} are {derived.image_shape}, allowed: {run.derived.image_shape}, "
             f"as the run's"
         )
-    if derived.num_classes > run.derived.num_classes:
-        raise InputError(
-            f"data.name: {config.data.name} has {derived.num_classes} classes, allowed: at most the run's "
-            f"{run.derived.num_classes}"
-        )
+    arrays = _labelled_as(run.derived, splits[chosen.split], derived, config.data.name)
     with jax.enable_x64(config.train.dtype == "float64"):
-        feed = Feed(
-            splits[chosen.split], mesh=mesh.make_mesh(config.run.devices), limit=config.data.resident_mb * 2**20
-        )
+        here = len(jax.devices())  # the run may have had more
+        devices = mesh.make_mesh(min(config.run.devices or here, here))
+        feed = Feed(arrays, mesh=devices, limit=config.data.resident_mb * 2**20)
         sums, _ = evaluate_split(
             run.variables,
             feed,
@@ -178,7 +180,7 @@ def _evaluate(argv: list[str]) -> None:
         "data": config.data.name,
         "split": chosen.split,
         "examples": int(sums["count"]),
-        **metrics.averages(sums, derived.num_classes),
+        **metrics.averages(sums, run.derived.num_classes),
     }
     if chosen.json:
         print(json.dumps(values))
@@ -188,6 +190,22 @@ def _evaluate(argv: list[str]) -> None:
         if name in values:
             print(f"  {name:9} {values[name]:.2%}")
     print(f"  {'loss':9} {values['loss']:.4f}")
+
+
+def _labelled_as(run, arrays, derived, name: str):
+    """The examples of the set `name` with the labels that its classes have in a run."""
+    import numpy as np
+
+    if not run.classes or not derived.classes:
+        if derived.num_classes != run.num_classes or bool(run.classes) != bool(derived.classes):
+            raise InputError(f"data.name: labels of {name} are not of the kind that the run was trained on")
+        return arrays
+    label = {class_name: i for i, class_name in enumerate(run.classes)}
+    for class_name in derived.classes:
+        if class_name not in label:
+            raise InputError(f"data.name: {name} has the class {class_name!r}, allowed: {', '.join(run.classes)}")
+    order = np.array([label[class_name] for class_name in derived.classes], np.int32)
+    return dataclasses.replace(arrays, label=order[arrays.label])
 
 
 @dataclasses.dataclass(frozen=True)

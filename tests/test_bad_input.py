@@ -1,4 +1,4 @@
-"""What a person sees who asks for something that can't be: one line that says what, an exit status, and nothing lost."""
+"""What a person sees who asks for something that can't be: a line that says what, an exit status, and nothing lost."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ CASES = [
     Case("steps and epochs", RUN + " --train.steps 4 --train.epochs 40", ("--train.steps", "--train.epochs", "both")),
     Case("too few classes", RUN + " --model.fields num_classes=3", ("num_classes=3", "10 or more")),
     # ---- batches and devices
-    Case("a batch larger than the set", RUN + " --train.batch-size 512", ("train.batch-size", "512", "at most the 230")),
+    Case("a batch above the set", RUN + " --train.batch-size 512", ("train.batch-size", "512", "most the 230")),
     Case("a batch that devices can't share", RUN + " --train.batch-size 20", ("train.batch-size", "20", "8 devices")),
     Case("more devices than there are", RUN + " --run.devices 9", ("run.devices", "received 9", "allowed: 1 to 8")),
     # ---- the folder with a set's original files
@@ -94,7 +94,7 @@ CASES = [
     Case("labels of another type", RUN + " --data.name type", ("'type'", "int32", "received int64")),
     Case("fewer labels than images", RUN + " --data.name fewer", ("'fewer'", "40 images", "(39,)")),
     Case("a bad set of a file's own", "run {own} --workdir {new}", ("'own'", "label 2 of example 0", "0 to 1")),
-    Case("images the network can't take", RUN + " --data.name colour --model.name lenet5", ("3 channels", "allowed: 1")),
+    Case("images the network can't take", RUN + " --data.name colour --model.name lenet5", ("3 channels", "allowed")),
     # ---- folders of images
     Case("no folder of images", FOLDER, ("'folder'", "--data.raw-dir")),
     Case("a folder without images", FOLDER + " --data.raw-dir {no_images}", ("{no_images}", "no images", "<class>")),
@@ -105,7 +105,7 @@ CASES = [
     Case("a workdir that is a file", AGAIN + " {a_file}", ("workdir", "{a_file}", "is a file")),
     Case("a workdir below a file", AGAIN + " {a_file}/run", ("workdir", "{a_file}/run", "can't be written")),
     Case("a workdir that can't be made", AGAIN + " /proc/run", ("workdir", "/proc/run", "can't be written")),
-    Case("a workdir of too long a name", AGAIN + " {too_long}", ("workdir", "can't be written", "too long")),
+    Case("a workdir of too long a name", AGAIN + " {too_long}", ("workdir", "can't be read", "too long")),
     Case("a workdir with other things", AGAIN + " {other_things}", ("workdir", "{other_things}", "holds no run")),
     Case("another seed", AGAIN + " {finished} --train.seed 1", ("{finished}", "train.seed was 0, received 1")),
     Case("more steps", AGAIN + " {finished} --train.steps 9", ("train.steps was 8, received 9", "--extend")),
@@ -122,7 +122,8 @@ CASES = [
     Case("evaluating nothing", "evaluate {nowhere}", ("{nowhere}", "not a run's folder")),
     Case("evaluating what is no run", "evaluate {other_things}", ("{other_things}", "config.json")),
     Case("no such split", "evaluate {finished} --split tset", ("--split", "'tset'", "'test'")),
-    Case("a set of other images", "evaluate {finished} --data.name colour", ("data.name", "(28, 28, 3)", "(28, 28, 1)")),
+    Case("other images", "evaluate {finished} --data.name colour", ("data.name", "(28, 28, 3)", "(28, 28, 1)")),
+    Case("other classes", "evaluate {finished} --data.name letters", ("letters", "class 'a'", "0, 1")),
     Case("predicting no image", "predict {finished}", ("images", "none")),
     Case("predicting what is no image", "predict {finished} {a_file}", ("{a_file}", "cannot be read")),
     Case("predicting a missing image", "predict {finished} {nowhere}", ("{nowhere}", "not there")),
@@ -403,15 +404,15 @@ PLACES = {
 
 @pytest.fixture
 def bad_sets(monkeypatch):
-    """Data sets by name, each wrong in one way ("colour" is right, but not for a network for grey images)."""
+    """Data sets by name, each wrong in one way ("colour" and "letters" are right, but not for a run on digits)."""
     image = np.zeros((40, 28, 28, 1), np.uint8)
     label = np.arange(40, dtype=np.int32) % 10
     at_7 = np.arange(40) == 7
 
-    def add(name, image, label):
+    def add(name, image, label, classes="0123456789"):
         def load(**_):
             arrays = data.Arrays(image, label)
-            return data.Dataset(name, arrays, arrays, None, tuple("0123456789"), {})
+            return data.Dataset(name, arrays, arrays, None, tuple(classes), {})
 
         monkeypatch.setitem(data.DATASETS, name, load)
 
@@ -424,3 +425,4 @@ def bad_sets(monkeypatch):
     add("fewer", image, label[:-1])
     noise = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
     add("colour", noise, label)
+    add("letters", noise[..., :1], label, "abcdefghij")

@@ -33,10 +33,10 @@ def test_the_promised_ones_are_there():
 def test_the_docstring_teaches(name):
     docstring = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{name}.py").read_text()))
     first, blank, *_ = docstring.splitlines()
-    assert first.endswith(".") or blank == "" and first.endswith(":") or first[-1].isalnum()
+    assert len(first) > 20
     assert blank == ""
     assert re.search(rf"^    python -m experiments\.{name}\b", docstring, re.MULTILINE)
-    assert "Expected:" in docstring or "Expected" in docstring.split("\n\n")[-1]
+    assert "Expected:" in docstring
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -81,6 +81,7 @@ def evaluate_split(
 
     The last batch is padded and the padding masked; the number of examples counted is checked.
     """
+    variables = jax.device_put(variables, meshes.replicated(feed.mesh))  # a loaded run's are on one device
     size = min(batch_size, feed.length)
     size = -(-size // feed.mesh.size) * feed.mesh.size
     step = feed.cached(

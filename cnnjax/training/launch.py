@@ -82,7 +82,7 @@ def _parse(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
 
     parsed = read(_Arguments(config))
     if parsed.quick:  # it shrinks the defaults: what is asked for beside it still counts
-        parsed = read(_Arguments(configs.quick(config), quick=True))
+        parsed = read(_Arguments(configs.quick(config)))
     return dataclasses.replace(parsed, config=_one_length(parsed.config, argv))
 
 
@@ -120,7 +120,14 @@ def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = ""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(argv), prog=program, description=description, **more)
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=program,
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **more,
+            )
     except SystemExit as stop:
         if not stop.code:
             raise  # --help

@@ -50,13 +50,16 @@ def examine(workdir: pathlib.Path, config: Config, *, extend: bool) -> None:
     Raises:
       InputError: it is a file, holds other things, or holds a run with another *what*.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
-    if (workdir / "config.json").exists():
-        _compare(workdir, config, extend)
-    # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
-    elif workdir.exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
-        raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
+        if (workdir / "config.json").exists():
+            _compare(workdir, config, extend)
+        # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
+        elif workdir.exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
+            raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
+    except OSError as error:  # it may not be looked into, or can't be a name
+        raise InputError(f"workdir: {workdir} can't be read ({error.strerror or error})") from error
 
 
 def lock(workdir: pathlib.Path) -> TextIO:

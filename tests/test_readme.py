@@ -1,0 +1,151 @@
+"""The README does what it says: its commands and its files are run as they are written."""
+
+import contextlib
+import json
+import pathlib
+import re
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnjax
+from cnnjax import cli, data, models
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+# Every fenced block: the name in the comment before it (or ""), its language (or ""), its text.
+BLOCKS = re.findall(r"(?:<!-- test: (\S+) -->\n)?^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FILES = {name: text for name, _, text in BLOCKS if name}
+
+
+def cnnjax_command(*argv: object) -> None:
+    """Runs `cnnjax` with these arguments, which must succeed."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(word) for word in argv])
+    assert stopped.value.code == 0
+
+
+@contextlib.contextmanager
+def nothing_added():
+    """What an experiment file adds to the networks and data sets is gone afterwards, as in a new process."""
+    with mock.patch.dict(models.MODELS), mock.patch.dict(data.DATASETS):
+        yield
+
+
+# ---- the two files -------------------------------------------------------------------------------------------------
+
+
+def test_there_are_two_files():
+    assert sorted(FILES) == ["my_data.py", "my_network.py"]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_is_short_and_runs(name, tmp_path, monkeypatch, capsys):
+    """It is launched, and `evaluate` knows what it defines."""
+    monkeypatch.chdir(tmp_path)
+    assert len(FILES[name].splitlines()) < 25
+    (tmp_path / name).write_text(FILES[name])
+    with nothing_added():
+        cnnjax_command("run", name, "--quick", "--workdir", "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["experiment"] == pathlib.Path(name).stem
+    assert "my_network" not in models.MODELS
+    assert "stripes" not in data.DATASETS
+    capsys.readouterr()
+    with nothing_added():
+        cnnjax_command("evaluate", "run", "--json")
+    assert json.loads(capsys.readouterr().out)["accuracy"] == result["test_accuracy"]
+
+
+def test_the_network_takes_another_convolution(tmp_path, monkeypatch):
+    """As the comment in it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_network.py").write_text(FILES["my_network.py"])
+    losses = []
+    for conv in ("xla", "reference"):
+        with nothing_added():
+            argv = ("--quick", "--train.steps", 1, "--data.limit", 64, "--model.fields", f"conv={conv}")
+            cnnjax_command("run", "my_network.py", *argv, "--workdir", conv)
+        losses.append(json.loads((tmp_path / conv / "result.json").read_text())["test_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# ---- the commands --------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[list[str]]:
+    """The commands of the bash blocks, in order, without their comments."""
+    lines = [line for _, language, text in BLOCKS if language == "bash" for line in text.splitlines()]
+    return [words for line in lines if (words := line.partition("#")[0].split())]
+
+
+def test_every_make_target_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {words[1] for words in commands() if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)`", README))
+    assert {"quickstart", "test"} <= named
+    assert named <= set(targets)
+    listed = re.search(r"`make help` lists the targets: ([^.]*)\.", README)
+    assert listed is not None
+    for words in listed[1].split(", "):
+        assert any(word.rstrip("s") == target.rstrip("s") for word in words.split() for target in targets) or (
+            words.split()[0] == "slow" and "test-slow" in targets
+        )
+
+
+def test_every_command_works(tmp_path, monkeypatch, capsys):
+    """In order and in one folder, in this process; FOLDER is a made-up set of MNIST's form, and IMAGE.png a digit."""
+    monkeypatch.chdir(tmp_path)
+    digits = data.load("digits", size=(28, 28))
+    Image.fromarray(digits.test.image[0, ..., 0]).save("IMAGE.png")
+    noise = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
+    arrays = data.Arrays(noise, np.arange(300, dtype=np.int32) % 10)
+    asked = []
+
+    def load_mnist(*, raw_dir, **_):
+        asked.append(raw_dir)
+        return data.Dataset("mnist", arrays, arrays, None, tuple("0123456789"), {})
+
+    monkeypatch.setitem(data.DATASETS, "mnist", load_mnist)
+    ran = []
+    for words in commands():
+        if words[0] in ("make", "source"):  # see above, and what `make quickstart` made
+            continue
+        if words[:2] == ["python", "-m"]:
+            words = ["cnnjax", "run", words[2].removeprefix("experiments.").removeprefix("experiments"), *words[3:]]
+        assert words[0] == "cnnjax", f"no way to test this command of the README: {' '.join(words)}"
+        if "FOLDER" in words:
+            words = [*words, "--quick"]
+        cnnjax_command(*words[1:])
+        ran.append(words)
+    err = capsys.readouterr().err
+    assert err == ""
+    assert asked == ["FOLDER"] * len([words for words in ran if "FOLDER" in words])
+    assert {words[1] for words in ran} >= {"run", "evaluate", "predict"}
+
+    # What is said of a run's folder, and of loading it.
+    (listing,) = [text for _, _, text in BLOCKS if text.startswith("runs/first/\n")]
+    names = {line.split()[0].rstrip("/") for line in listing.splitlines()[1:]}
+    found = {path.name for path in (tmp_path / "runs" / "first").iterdir() if not path.name.startswith(".")}
+    assert names == found
+    assert json.loads(pathlib.Path("runs/first/result.json").read_text())["steps"] == 300
+    (snippet,) = [text for name, language, text in BLOCKS if language == "python" and not name]
+    scope: dict = {}
+    exec(snippet, scope)
+    assert models.count_parameters(scope["variables"]) == 61_706
+    assert scope["config"] == cnnjax.load("runs/first")[2]
+    assert scope["model"].apply(scope["variables"], np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
+
+
+# ---- what it names -------------------------------------------------------------------------------------------------
+
+
+def test_every_path_it_names_exists():
+    linked = {target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target}
+    quoted = set(re.findall(r"`((?:cnnjax|experiments|docs|notebooks|benchmarks|tests)(?:/[\w./-]*)?)`", README))
+    assert "experiments" in linked
+    assert "cnnjax/ops" in quoted
+    picture = {"docs/images/quickstart.png"}  # made by a run of the quickstart, not by hand
+    assert [path for path in sorted((linked | quoted) - picture) if not (ROOT / path).exists()] == []
