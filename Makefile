@@ -50,7 +50,8 @@ benchmark: $(VENV)/.installed                   ## LeNet-5's training step again
 	$(BIN)/python benchmarks/lenet5.py
 
 notebooks: $(VENV)/.installed-$(EXTRAS)         ## write the notebooks from their paired scripts, and run them
-	$(BIN)/jupytext --to notebook --execute notebooks/*.py
+	$(BIN)/jupytext --to notebook notebooks/*.py
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean:          ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -89,13 +89,20 @@ def train(
         shapes = jax.eval_shape(init, key)  # a model that can't take the images says so here
         stack.enter_context(rundir.lock(workdir))
         rundir.examine(workdir, config, extend=extend)  # again, now that no other process can change it
-        _record(workdir, config, derived, experiment, experiment_file)
+        record = functools.partial(_record, workdir, config, derived, experiment, experiment_file)
+        begun = (workdir / "config.json").exists()
+        if begun:
+            _check_same_data(rundir.read_config(workdir)["derived"], derived, workdir)
+        else:
+            record()
 
         started = time.monotonic()
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
         everywhere = meshes.replicated(mesh)
         state, progress = _restore(checkpoints, checkpoint.abstract(shapes, everywhere), config, report)
+        if begun:
+            record()  # only now that the run is known to go on
         if state is None:
             state = jax.jit(init, out_shardings=everywhere)(key)
         rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step)
@@ -344,23 +351,24 @@ def _finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
     return result if same else None
 
 
+def _check_same_data(before: dict[str, Any], derived: Derived, workdir: pathlib.Path) -> None:
+    """Refuses data, or a length, that the run in the folder was not begun with."""
+    for name, value in json.loads(json.dumps(dataclasses.asdict(derived))).items():
+        # Where files lie may change, and so may the number of steps; what is in them may not.
+        if name not in ("steps", "provenance") and before.get(name) != value:
+            raise InputError(
+                f"data: {name} is {value}, but was {before.get(name)} when {workdir} was begun; other data need "
+                f"another workdir"
+            )
+    if derived.steps < before["steps"]:
+        raise InputError(
+            f"train.steps: received {derived.steps}, allowed: {before['steps']} or more, which {workdir} was made for"
+        )
+
+
 def _record(
     workdir: pathlib.Path, config: Config, derived: Derived, experiment: str, experiment_file: str | None
 ) -> None:
-    if (workdir / "config.json").exists():
-        before = rundir.read_config(workdir)["derived"]
-        for name, value in json.loads(json.dumps(dataclasses.asdict(derived))).items():
-            # Where files lie may change, and so may the number of steps; what is in them may not.
-            if name not in ("steps", "provenance") and before.get(name) != value:
-                raise InputError(
-                    f"data: {name} is {value}, but was {before.get(name)} when {workdir} was begun; other data need "
-                    f"another workdir"
-                )
-        done = before["steps"]
-        if derived.steps < done:
-            raise InputError(
-                f"train.steps: received {derived.steps}, allowed: {done} or more, which {workdir} was made for"
-            )
     (workdir / "result.json").unlink(missing_ok=True)  # of fewer steps, when the run is extended
     record = {
         "experiment": experiment,

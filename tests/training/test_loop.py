@@ -229,3 +229,12 @@ def test_each_program_is_compiled_once(tiny_config, tiny_data, tmp_path):
         patch.setattr(jax.stages.Lowered, "compile", counting)
         train(tiny_config, tmp_path / "run", dataset=tiny_data)
     assert len(compiled) == 3
+
+
+def test_an_extension_that_can_not_go_on_keeps_the_old_result(tiny_config, tiny_data, tmp_path):
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    for manifest in (tmp_path / "run" / "checkpoints").glob("*.json"):
+        manifest.write_text("damaged")
+    with pytest.raises(RunError, match="no good checkpoint is left"):
+        train(change(tiny_config, "train", steps=40), tmp_path / "run", dataset=tiny_data, extend=True)
+    assert train(tiny_config, tmp_path / "run", dataset=tiny_data) == result
