@@ -78,6 +78,7 @@ def load_experiment(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as an import would: dataclasses and Flax look a class's module up there
     spec.loader.exec_module(module)
     if not callable(getattr(module, "main", None)):
         raise InputError(f"experiment: {path} has no main(argv), which an experiment must have")
@@ -108,7 +109,8 @@ def _open_run(run: pathlib.Path, best: bool):
     from cnnjax.training import load_run, rundir
 
     file = rundir.read_config(run).get("experiment_file")
-    if file and pathlib.Path(file).is_file():
+    # What lies in a run's folder is data, and is never executed.
+    if file and pathlib.Path(file).is_file() and not pathlib.Path(file).resolve().is_relative_to(run.resolve()):
         load_experiment(file)
     return load_run(run, best=best)
 
@@ -147,6 +149,8 @@ def _evaluate(argv: list[str]) -> None:
 
     run = _open_run(chosen.run, chosen.best)
     given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
+    if chosen.data.name is not None:
+        given = {"raw_dir": None, "data_dir": None} | given  # the run's own folders hold its own set
     if chosen.data.name is not None and chosen.split != "validation":
         given["validation"] = 0.0  # of a set that the run was not trained on, nothing has to be held out
     config = dataclasses.replace(
@@ -163,7 +167,7 @@ def _evaluate(argv: list[str]) -> None:
             f"as the run's"
         )
     arrays = _labelled_as(run.derived, splits[chosen.split], derived, config.data.name)
-    with jax.enable_x64(config.train.dtype == "float64"):
+    with setup.double_precision(config.train.dtype == "float64"):
         here = len(jax.devices())  # the run may have had more
         devices = mesh.make_mesh(min(config.run.devices or here, here))
         feed = Feed(arrays, mesh=devices, limit=config.data.resident_mb * 2**20)
@@ -171,7 +175,7 @@ def _evaluate(argv: list[str]) -> None:
             run.variables,
             feed,
             model=run.model,
-            loss=metrics.make_loss(config.train.loss, config.train.label_smoothing),
+            loss=metrics.make_loss(config.train.loss, 0.0),
             preprocess=run.preprocess,
             batch_size=config.run.eval_batch_size,
         )
@@ -230,6 +234,7 @@ def _predict(argv: list[str]) -> None:
     import numpy as np
 
     from cnnjax import data
+    from cnnjax.training import setup
 
     if not chosen.images:
         raise InputError("images: received none, allowed: one file or more")
@@ -241,7 +246,7 @@ def _predict(argv: list[str]) -> None:
     # Every file is opened before the network starts: a wrong one is known at once.
     images = np.stack([data.open_image(path, *run.derived.image_shape) for path in chosen.images])
     images = 255 - images if chosen.invert else images
-    with jax.enable_x64(run.config.train.dtype == "float64"):
+    with setup.double_precision(run.config.train.dtype == "float64"):
         apply = jax.jit(lambda variables, images: run.model.apply(variables, run.preprocess(images), train=False))
         probabilities = np.asarray(jax.nn.softmax(apply(run.variables, images)), np.float64)
     names = run.derived.classes

@@ -6,7 +6,7 @@
 `order` says which examples a step sees; `augment` changes images inside the compiled step.
 """
 
-from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, split
+from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, sha256, split
 from cnnjax.data.images import open_image
 from cnnjax.data.order import batch_indices, eval_batches
 from cnnjax.data.sources import DATASETS, load, names, summaries
@@ -24,6 +24,7 @@ __all__ = [
     "names",
     "open_image",
     "prepare",
+    "sha256",
     "split",
     "summaries",
 ]

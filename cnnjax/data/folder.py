@@ -98,7 +98,9 @@ def listing_digest(files: dict[str, pathlib.Path]) -> str:
             stat = path.stat()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        # Unpacking and copying keep names, sizes and times; the folder, the inode and its change time tell sets apart.
+        identity = (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        digest.update(f"{name}\0{identity}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

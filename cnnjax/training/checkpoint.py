@@ -6,6 +6,7 @@ its manifest, or that disagrees with it, is not good.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -108,9 +109,12 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
                 f"this run's is {expected.get(name, 'missing')}"
             )
     try:
-        return ocp.load(str(directory.absolute() / str(manifest.step)), target)
+        state = ocp.load(str(directory.absolute() / str(manifest.step)), target)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
         raise RunError(f"{where} can't be restored: {_reason(error)}") from error
+    if _leaves(state) != expected:  # as when a float64 state is restored with 64-bit types switched off
+        raise RunError(f"{where} was not restored as it was saved: the types of its leaves changed")
+    return state
 
 
 def _reason(error: BaseException) -> str:
@@ -133,10 +137,13 @@ class Checkpoints:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".deleting"):
             if "orbax-checkpoint-tmp" in path.name or path.suffix == ".tmp":
                 _remove(path)
-            elif path.name.isdigit() and not path.with_name(path.name + ".json").exists():
+            elif path.suffix == ".deleting":
+                _remove(path.with_suffix(""))
+                _remove(path)
+            elif path.name.isdigit() and path.exists() and not path.with_name(path.name + ".json").exists():
                 self._set_aside(int(path.name))
 
     def _set_aside(self, step: int) -> None:
@@ -157,12 +164,6 @@ class Checkpoints:
                 self._set_aside(step)
                 complaints.append(str(error))
         return None, complaints
-
-    def forget_after(self, step: int) -> None:
-        """Drops checkpoints later than a step: the run goes on from there and will make its own."""
-        for later in steps_with_manifest(self.directory):
-            if later > step:
-                self._delete(later)
 
     def save(self, step: int, state: Any, meta: dict[str, Any], score: list[float] | None) -> None:
         """Saves in the background; returns once the arrays are copied and may be donated.
@@ -202,20 +203,24 @@ class Checkpoints:
 
     def _prune(self) -> None:
         steps = steps_with_manifest(self.directory)
-        scores = {step: self._score(step) for step in steps}
-        scored = [step for step in steps if scores[step] is not None]
+        scores: dict[int, list[float] | None] = {}
+        for step in steps:
+            # A manifest that was damaged since can't be judged here; `newest_good` will set it aside.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                scores[step] = json.loads((self.directory / f"{step}.json").read_text())["content"]["score"]
+        scored = [step for step, score in scores.items() if score is not None]
         # Of equal scores the earliest counts, as in the run's own record of its best.
         best = max(scored, key=lambda step: (scores[step], -step), default=None)
         for step in steps[self._keep :]:
-            if step != best:
+            if step != best and step in scores:
                 self._delete(step)
 
-    def _score(self, step: int) -> list[float] | None:
-        return json.loads((self.directory / f"{step}.json").read_text())["content"]["score"]
-
     def _delete(self, step: int) -> None:
-        _remove(self.directory / f"{step}.json")
+        # Under another name the manifest makes nothing good, and a start after a kill in between knows what to finish.
+        doomed = self.directory / f"{step}.deleting"
+        os.replace(self.directory / f"{step}.json", doomed)
         _remove(self.directory / str(step))
+        _remove(doomed)
 
     def wait(self) -> None:
         """Returns when no save is under way.

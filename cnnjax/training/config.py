@@ -7,7 +7,6 @@ part when its metadata says so.
 
 import ast
 import dataclasses
-import hashlib
 import json
 import types
 import typing
@@ -96,9 +95,9 @@ class Optimizer:
     learning_rate: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd, rmsprop and lars."""
+    """Momentum of sgd, rmsprop and lars; the others have none."""
     nesterov: bool = False
-    """Nesterov's momentum, in sgd."""
+    """Nesterov's momentum, in sgd alone."""
     weight_decay: float = 0.0
     """Decay of weights; biases and the parameters of norms are left alone. Decoupled in adamw, lamb and lion; for the
     others it is added to the gradient, as the L2 penalty of the papers."""
@@ -127,9 +126,9 @@ class Train:
     batch_size: int = 128
     """Images in an update, over all devices together."""
     loss: str = "cross_entropy"
-    """cross_entropy, squared_error, or one of the 1998 paper's: lenet5_map, lenet5_mse."""
+    """cross_entropy, squared_error; for outputs that are distances, lenet5_map and lenet5_mse of the 1998 paper."""
     label_smoothing: float = 0.0
-    """Weight moved from the true class to all classes alike (cross_entropy)."""
+    """Weight moved from the true class to all classes alike, in training (cross_entropy)."""
     evaluate_every: int | None = None
     """Steps between evaluations on the validation images (an epoch when not given)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -198,11 +197,6 @@ def what(config: Any) -> dict[str, Any]:
         elif not field.metadata.get("where"):
             found[field.name] = json.loads(json.dumps(value))
     return found
-
-
-def digest(config: Config) -> str:
-    """A short name for *what* a configuration computes: eight hexadecimal digits of its sha256."""
-    return hashlib.sha256(json.dumps(what(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check(config: Config) -> None:

@@ -94,6 +94,8 @@ def evaluate_split(
     for index, mask in eval_batches(feed.length, size):
         results.append(step(variables, index, mask=mask))
         masks.append(mask)
+        if len(results) > 2:  # not all batches of a large set at once
+            results[-3] = jax.device_get(results[-3])
     fetched = jax.device_get(results)
     total = metrics.add(sums for sums, _ in fetched)
     if total["count"] != feed.length:

@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
+import json
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -55,7 +57,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
         if workdir is None:
             if arguments.extend:
                 raise InputError("--extend: needs --workdir, the folder of the run to extend")
-            workdir = pathlib.Path("runs") / path.stem / f"seed{chosen.train.seed}-{configs.digest(chosen)}"
+            workdir = pathlib.Path("runs") / path.stem / f"seed{chosen.train.seed}-{_digest(chosen)}"
         report = Report()
         result = train(
             chosen,
@@ -70,12 +72,23 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
     return status.value
 
 
+def _digest(config: Config) -> str:
+    """A short name for a run: of *what* it computes and, where a set's name does not say which data it is, of their
+    folder."""
+    content: list[Any] = [configs.what(config)]
+    if config.data.name == "folder" or config.data.name.startswith("tfds:"):
+        content += [
+            str(pathlib.Path(where).resolve()) for where in (config.data.raw_dir, config.data.data_dir) if where
+        ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _parse(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
     def read(default: _Arguments) -> _Arguments:
         return parse(
             _Arguments,
             argv,
-            program=f"python -m experiments.{path.stem}",
+            program=f"python -m experiments.{path.stem}" if path.parent.name == "experiments" else f"cnnjax run {path}",
             description=_docstring(path),
             default=default,
         )
@@ -153,16 +166,20 @@ class _Status:
 
 
 @contextlib.contextmanager
-def exit_status() -> Iterator[_Status]:
+def exit_status() -> Generator[_Status]:
     """Turns what goes wrong inside into one line on standard error and an exit status.
 
-    A mistake of the user's is status 2 and a failed run 1; anything else is a fault of ours and keeps its traceback.
+    A mistake of the user's is status 2; a failed run, or a file that can't be read or written, is status 1. Anything
+    else is a fault of ours and keeps its traceback.
     With CNNJAX_TRACEBACK=1 everything does.
     """
     status = _Status()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode still shows the rest
     try:
         yield status
-    except (InputError, RunError, KeyboardInterrupt, BrokenPipeError) as error:
+    except (InputError, RunError, OSError, KeyboardInterrupt) as error:
         if os.environ.get("CNNJAX_TRACEBACK"):
             raise
         match error:
@@ -172,6 +189,8 @@ def exit_status() -> Iterator[_Status]:
                 status.value, text = 141, "the output was closed"
             case RunError():
                 status.value, text = error.status, str(error)
-            case _:
+            case InputError():
                 status.value, text = 2, str(error)
+            case _:
+                status.value, text = 1, str(error)
         print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)

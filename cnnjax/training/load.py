@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import warnings
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.optimizer import make_optimizer
-from cnnjax.training.setup import Derived, make_model
+from cnnjax.training.setup import Derived, double_precision, make_model
 from cnnjax.training.state import init_state
 from cnnjax.training.step import Preprocess
 
@@ -54,7 +55,7 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
     directory = (run_dir / "checkpoints").absolute()
     model = make_model(config, derived.num_classes)
     dtype = jnp.dtype(config.train.dtype)
-    with jax.enable_x64(config.train.dtype == "float64"):
+    with double_precision(config.train.dtype == "float64"):
         init = functools.partial(
             init_state,
             model=model,
@@ -84,20 +85,22 @@ def load(run_dir: str | pathlib.Path, *, best: bool = False) -> tuple[nn.Module,
 
 
 def _choose(directory: pathlib.Path, best: bool) -> checkpoint.Manifest:
-    problems, good = [], []
+    """The newest intact checkpoint, or the one that the run calls its best; damage is never passed over in silence."""
+    problems = []
     for step in checkpoint.steps_with_manifest(directory):
         try:
-            good.append(checkpoint.read_manifest(directory, step))
+            newest = checkpoint.read_manifest(directory, step)
+            break
         except RunError as error:
             problems.append(str(error))
-        if good and not best:
-            break
-    if best:
-        good = [manifest for manifest in good if manifest.score is not None]
-        good.sort(key=lambda manifest: ([-score for score in manifest.score or []], manifest.step))
-    if not good:
-        what = "with a validation score " if best else ""
+    else:
         if problems:
-            raise RunError(f"no good checkpoint {what}in {directory}: {problems[0]}")
-        raise InputError(f"{directory.parent}: the run has no checkpoint {what}yet")
-    return good[0]
+            raise RunError(f"no good checkpoint in {directory}: {problems[0]}")
+        raise InputError(f"{directory.parent}: the run has no checkpoint yet")
+    for problem in problems:
+        warnings.warn(f"{problem}; step {newest.step} is used in its place", stacklevel=4)
+    if not best:
+        return newest
+    if newest.meta["best_step"] is None:
+        raise InputError(f"{directory.parent}: the run has no validation images, so no best step")
+    return checkpoint.read_manifest(directory, newest.meta["best_step"])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import pathlib
@@ -27,7 +28,7 @@ from cnnjax.training.errors import Interrupted, RunError
 from cnnjax.training.feed import Feed, evaluate_split
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.report import Report
-from cnnjax.training.setup import Derived, load_data, make_model, prepare, versions
+from cnnjax.training.setup import Derived, double_precision, load_data, make_model, prepare, versions
 from cnnjax.training.state import TrainState, fingerprint, init_state
 from cnnjax.training.step import Preprocess, train_step
 
@@ -66,48 +67,72 @@ def train(
     report = report or Report(quiet=True)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(config.train.dtype == "float64"))
+        began = time.monotonic()
+        stack.enter_context(double_precision(config.train.dtype == "float64"))
         configs.check(config)
-        mesh = meshes.make_mesh(config.run.devices)
-        meshes.check_batch(config.train.batch_size, mesh)
-        make_optimizer(config.optimizer, 1)  # wrong names are found before anything slow or lasting
-        loss = metrics.make_loss(config.train.loss, config.train.label_smoothing)
-        make_model(config, 10)
-
         rundir.examine(workdir, config, extend=extend)
         finished = _finished(workdir, config)
-        if finished is not None:
+        if finished is not None and dataset is None and rundir.same_sources(workdir, config):
             return finished
+
+        # Wrong names are found before anything slow or lasting.
+        mesh = meshes.make_mesh(config.run.devices)
+        meshes.check_batch(config.train.batch_size, mesh)
+        make_optimizer(config.optimizer, 1)
+        loss = metrics.make_loss(config.train.loss, config.train.label_smoothing)
+        make_model(config, 1)
+        if config.run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise InputError("run.tensorboard: needs the extra: pip install 'cnnjax[tensorboard]'")
 
         dataset = dataset or load_data(config)
         splits, derived = prepare(config, dataset)
+        if finished is not None:
+            _check_same_data(rundir.read_config(workdir)["derived"], derived, workdir)
+            return finished
+        if not derived.classes and config.train.loss != "squared_error":
+            raise InputError(
+                f"train.loss: received {config.train.loss!r}, allowed: 'squared_error', as {dataset.name} is labelled "
+                f"with numbers, not classes"
+            )
         model = make_model(config, derived.num_classes)
         preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
         optimizer = make_optimizer(config.optimizer, derived.steps)
         init = functools.partial(init_state, model=model, optimizer=optimizer, image_shape=derived.image_shape)
         key = jax.random.key(config.train.seed)
-        shapes = jax.eval_shape(init, key)  # a model that can't take the images says so here
+        shapes = _shapes(init, key, config)  # a model that can't take the images says so here
         stack.enter_context(rundir.lock(workdir))
         rundir.examine(workdir, config, extend=extend)  # again, now that no other process can change it
-        record = functools.partial(_record, workdir, config, derived, experiment, experiment_file)
+        record = functools.partial(_record, workdir, config, derived, mesh, experiment, experiment_file)
         begun = (workdir / "config.json").exists()
         if begun:
             _check_same_data(rundir.read_config(workdir)["derived"], derived, workdir)
         else:
-            record()
+            record(0)
 
-        started = time.monotonic()
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
         everywhere = meshes.replicated(mesh)
         state, progress = _restore(checkpoints, checkpoint.abstract(shapes, everywhere), config, report)
+        progress.since = began
         if begun:
-            record()  # only now that the run is known to go on
+            record(progress.step)  # only now that the run is known to go on
         if state is None:
             state = jax.jit(init, out_shardings=everywhere)(key)
         rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step)
         stack.callback(rows.close)
         write_scalars = _tensorboard(workdir, stack) if config.run.tensorboard else lambda step, split, values: None
+
+        def measured(step: int, split: str, sums: dict[str, float]) -> dict[str, float]:
+            """What is reported of sums: written down, and refused where it is not finite."""
+            values = metrics.averages(sums, derived.num_classes)
+            if not math.isfinite(values["loss"]):
+                raise RunError(
+                    f"step {step}: the {split} loss is {values['loss']}; {workdir} keeps earlier checkpoints"
+                )
+            rows.write(step, split, values)
+            write_scalars(step, split, values)
+            progress.latest[split] = values
+            return values
 
         parameters = models.count_parameters(shapes.variables)
         report.note(
@@ -119,16 +144,21 @@ def train(
         # ---- compile -------------------------------------------------------------------------------------------
         place = functools.partial(Feed, mesh=mesh, limit=config.data.resident_mb * 2**20)
         feeds = {name: place(arrays) for name, arrays in splits.items()}
+        started = time.monotonic()
         take_step = feeds["train"].compile(
             functools.partial(train_step, model=model, optimizer=optimizer, loss=loss, preprocess=preprocess),
             state,
             config.train.batch_size,
             donate=True,
         )
-        evaluate = functools.partial(
-            evaluate_split, model=model, loss=loss, preprocess=preprocess, batch_size=config.run.eval_batch_size
-        )
         compile_seconds = time.monotonic() - started
+        evaluate = functools.partial(
+            evaluate_split,
+            model=model,
+            loss=metrics.make_loss(config.train.loss, 0.0),  # labels are smoothed in training alone
+            preprocess=preprocess,
+            batch_size=config.run.eval_batch_size,
+        )
 
         # ---- train ---------------------------------------------------------------------------------------------
         steps, size = derived.steps, config.train.batch_size
@@ -152,14 +182,6 @@ def train(
             progress.window = metrics.add([progress.window, *fetched])
             clock = time.monotonic()
 
-        def log(step: int) -> dict[str, float]:
-            values = metrics.averages(progress.window, derived.num_classes)
-            progress.window = {}
-            rows.write(step, "train", values)
-            write_scalars(step, "train", values)
-            report.window(values, progress.rate)
-            return values
-
         def save(step: int, score: list[float] | None) -> None:
             if not _all_finite(state):
                 raise RunError(
@@ -173,11 +195,11 @@ def train(
         report.start(progress.step, steps, examples / size)
         stack.callback(report.stop)
         clock = time.monotonic()
-        trained: dict[str, float] = {}
         first_traced = min(steps, progress.step + 11)  # past the steps in which caches warm up
         for step in range(progress.step + 1, steps + 1):
             if profile and step == first_traced:
                 jax.profiler.start_trace(workdir / "profile")
+                stack.callback(_stop_trace)
             index = batch_indices(examples, size, step - 1, config.train.seed)
             state, sums = take_step(state, index)
             window.append(sums)
@@ -185,9 +207,10 @@ def train(
                 window[-3]["loss"].block_until_ready()
             report.advance(step)
             if profile and step == min(steps, first_traced + 9):
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+                flush(step)
+                _stop_trace()
                 report.note(f"trace     {workdir / 'profile'}")
+                clock = time.monotonic()  # writing the trace is not training
 
             at_evaluation = step % evaluate_every == 0 or step == steps
             at_checkpoint = config.run.checkpoint_every and step % config.run.checkpoint_every == 0
@@ -196,23 +219,18 @@ def train(
                 continue
             flush(step)
             if at_log:
-                trained = log(step)
-            score = None
+                report.window(measured(step, "train", progress.window), progress.rate)
+                progress.window = {}
+            score, better = None, False
             if at_evaluation and "validation" in feeds:
-                values = evaluate(state.variables, feeds["validation"])[0]
-                values = metrics.averages(values, derived.num_classes)
-                if not math.isfinite(values["loss"]):
-                    raise RunError(
-                        f"step {step}: the validation loss is {values['loss']}; earlier checkpoints are kept"
-                    )
-                rows.write(step, "validation", values)
-                write_scalars(step, "validation", values)
+                values = measured(step, "validation", evaluate(state.variables, feeds["validation"])[0])
                 # Of equal accuracies the lower loss is the better: small validation sets have many.
                 score = [values["accuracy"], -values["loss"]] if "accuracy" in values else [-values["loss"]]
                 better = progress.best_score is None or score > progress.best_score
                 if better:
                     progress.best_step, progress.best_score = step, score
-                report.evaluated(step, "validation", trained, values, better)
+            if at_evaluation:
+                report.milestone(step, progress.latest.get("train", {}), progress.latest.get("validation", {}), better)
             if at_evaluation or at_checkpoint or stop.requested:
                 save(step, score)
             if stop.requested and step < steps:
@@ -227,7 +245,6 @@ def train(
         report.stop()
 
         # ---- result --------------------------------------------------------------------------------------------
-        final = {row["split"]: row for row in rows.rows if row["split"] != "test"}
         result: dict[str, Any] = {
             "experiment": experiment,
             "model": config.model.name,
@@ -236,21 +253,17 @@ def train(
             "steps": steps,
             "parameters": parameters,
         }
-        for split, row in final.items():
-            result |= {f"{split}_{name}": value for name, value in row.items() if name not in ("step", "split")}
         outputs = None
         if "test" in feeds:
             sums, outputs = evaluate(state.variables, feeds["test"])
-            values = metrics.averages(sums, derived.num_classes)
-            rows.write(steps, "test", values)
-            write_scalars(steps, "test", values)
-            result |= {f"test_{name}": value for name, value in values.items()}
+            measured(steps, "test", sums)
+        for split, values in progress.latest.items():
+            result |= {f"{split}_{name}": value for name, value in values.items()}
         if progress.best_step is not None and progress.best_score is not None:
             result["best_step"] = progress.best_step
-            if "validation_accuracy" in result:
+            result["best_validation_loss"] = -progress.best_score[-1]
+            if len(progress.best_score) > 1:
                 result["best_validation_accuracy"] = progress.best_score[0]
-            else:
-                result["best_validation_loss"] = -progress.best_score[0]
             if "test" in feeds:
                 best = _best_variables(checkpoints, progress.best_step, shapes, everywhere, report)
                 if best is not None:
@@ -264,11 +277,8 @@ def train(
             "examples_per_second": progress.rate,
             "fingerprint": fingerprint(state),
             "versions": versions(),
-            "devices": {
-                "platform": jax.devices()[0].platform,
-                "kind": jax.devices()[0].device_kind,
-                "count": mesh.size,
-            },
+            "devices": meshes.describe(mesh),
+            "history": rundir.read_config(workdir)["history"],
         }
         pictures.curves(rows.rows, workdir / "curves.png", title=f"{experiment}, seed {config.train.seed}")
         if outputs is not None and derived.classes:
@@ -293,6 +303,8 @@ class _Progress:
     best_score: list[float] | None = None
     window: dict[str, float] = dataclasses.field(default_factory=dict)
     """Sums of the training metrics since the last line of them."""
+    latest: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """The newest metrics of each split."""
     since: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -328,7 +340,6 @@ def _restore(
             f"checkpoint {manifest.step} in {checkpoints.directory} belongs to a run of another configuration"
         )
     state = checkpoint.restore(checkpoints.directory, manifest, target)
-    checkpoints.forget_after(manifest.step)
     report.note(f"resuming from step {manifest.step:,}")
     return state, _Progress.from_meta(manifest.meta)
 
@@ -367,18 +378,47 @@ def _check_same_data(before: dict[str, Any], derived: Derived, workdir: pathlib.
 
 
 def _record(
-    workdir: pathlib.Path, config: Config, derived: Derived, experiment: str, experiment_file: str | None
+    workdir: pathlib.Path,
+    config: Config,
+    derived: Derived,
+    mesh: jax.sharding.Mesh,
+    experiment: str,
+    experiment_file: str | None,
+    step: int,
 ) -> None:
-    (workdir / "result.json").unlink(missing_ok=True)  # of fewer steps, when the run is extended
+    """Writes `config.json`, and adds to its history that the run goes on from `step`, on what and for how long."""
+    history = []
+    if (workdir / "config.json").exists():
+        before = rundir.read_config(workdir)
+        history = before["history"]
+        if (workdir / "result.json").exists():  # of fewer steps: the run is extended
+            (workdir / "result.json").rename(workdir / f"result-{before['derived']['steps']}.json")
+    part = {"from_step": step, "steps": derived.steps, "devices": meshes.describe(mesh), "versions": versions()}
     record = {
         "experiment": experiment,
         "experiment_file": experiment_file,
         "config": configs.to_dict(config),
         "what": configs.what(config),
         "derived": dataclasses.asdict(derived),
-        "versions": versions(),
+        "history": [*history, part],
     }
     rundir.write_json(workdir / "config.json", record)
+
+
+def _shapes(init: Callable, key: jax.Array, config: Config) -> TrainState:
+    """The abstract state; a field of a wrong kind, given on the command line, is an `InputError`."""
+    try:
+        return jax.eval_shape(init, key)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError) or not config.model.fields:
+            raise
+        given = ", ".join(f"{name}={value}" for name, value in config.model.fields.items())
+        raise InputError(f"model.fields: {config.model.name} can't be built with {given}: {error}") from error
+
+
+def _stop_trace() -> None:
+    with contextlib.suppress(RuntimeError):  # it was stopped already
+        jax.profiler.stop_trace()
 
 
 def _all_finite(state: TrainState) -> bool:
@@ -416,10 +456,8 @@ class _StopSignal(contextlib.AbstractContextManager):
 
 
 def _tensorboard(workdir: pathlib.Path, stack: contextlib.ExitStack) -> Callable[[int, str, dict[str, float]], None]:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise InputError("run.tensorboard: needs the extra: pip install 'cnnjax[tensorboard]'") from error
+    from tensorboardX import SummaryWriter
+
     writer = SummaryWriter(str(workdir / "tensorboard"))
     stack.callback(writer.close)
 

@@ -21,6 +21,12 @@ def make_mesh(devices: int | None) -> Mesh:
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
+def describe(mesh: Mesh) -> dict[str, str | int]:
+    """`platform`, `kind` and `count` of the devices, for the record of a run."""
+    device = mesh.devices.flat[0]
+    return {"platform": device.platform, "kind": device.device_kind, "count": mesh.size}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())

@@ -49,7 +49,10 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
             factors = config.factors * count if len(config.factors) == 1 else config.factors
             # Milestones are fractions of the whole run, and `course` starts after the warm-up.
             at = [round(milestone * steps) - warmup for milestone in config.milestones]
-            course = optax.piecewise_constant_schedule(rate, dict(zip(at, factors, strict=True)))
+            at_step: dict[int, float] = {}
+            for step, factor in zip(at, factors, strict=True):  # two may fall on one step of a short run
+                at_step[step] = at_step.get(step, 1.0) * factor
+            course = optax.piecewise_constant_schedule(rate, at_step)
     if warmup == 0:
         return course
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), course], [warmup])

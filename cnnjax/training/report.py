@@ -30,11 +30,17 @@ _SHOWN = (  # name in the result, what a person reads, how it is written
 )
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the output (`| head`) has gone: the run goes on without it."""
+        self.quiet = True
+
+
 class Report:
     """Prints to a terminal as a bar that moves, and to a file or a pipe as plain lines."""
 
     def __init__(self, *, quiet: bool = False):
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._values = "starting"
         self._shown_at = 0.0
@@ -75,13 +81,13 @@ class Report:
         """The training metrics to show beside the bar, and the examples per second."""
         self._values = f"{_words(values)}  {rate:,.0f} ex/s"
 
-    def evaluated(self, step: int, split: str, train: dict[str, float], values: dict[str, float], best: bool) -> None:
-        """A line for an evaluation, with the training metrics up to it."""
-        trained = f"train {_words(train)}   " if train else ""
+    def milestone(self, step: int, train: dict[str, float], validation: dict[str, float], best: bool) -> None:
+        """A line for an evaluation (or, without validation images, where it would have been)."""
+        parts = [
+            f"{name} {_words(values)}" for name, values in (("train", train), ("validation", validation)) if values
+        ]
         mark = "  best so far" if best else ""
-        self.note(
-            f"epoch {step / self._steps_per_epoch:6.2f}  step {step:>7,}   {trained}{split} {_words(values)}{mark}"
-        )
+        self.note(f"epoch {step / self._steps_per_epoch:6.2f}  step {step:>7,}   {'   '.join(parts)}{mark}")
 
     def stop(self) -> None:
         """Takes the bar away."""
@@ -91,7 +97,11 @@ class Report:
 
     def result(self, result: dict[str, Any], workdir: Any) -> None:
         """The final table, and where the pictures are."""
-        table = Table(title=f"{result['experiment']}: {result['model']} on {result['data']}", title_justify="left")
+        table = Table(
+            title=f"{result['experiment']}: {result['model']} on {result['data']}",
+            title_justify="left",
+            show_header=False,
+        )
         table.add_column("")
         table.add_column("", justify="right")
         for name, label, form in _SHOWN:

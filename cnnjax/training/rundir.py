@@ -7,6 +7,7 @@ result.json      at the end
 curves.png, predictions.png
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -55,11 +56,19 @@ def examine(workdir: pathlib.Path, config: Config, *, extend: bool) -> None:
             raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
         if (workdir / "config.json").exists():
             _compare(workdir, config, extend)
+        elif extend:
+            raise InputError(f"--extend: {workdir} holds no run to extend")
         # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
         elif workdir.exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
             raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
     except OSError as error:  # it may not be looked into, or can't be a name
         raise InputError(f"workdir: {workdir} can't be read ({error.strerror or error})") from error
+
+
+def same_sources(workdir: pathlib.Path, config: Config) -> bool:
+    """Whether a run's data were named as they are now: then they need not be read to know that they are the same."""
+    before = read_config(workdir)["config"]["data"]
+    return all(before.get(name) == getattr(config.data, name) for name in ("raw_dir", "data_dir"))
 
 
 def lock(workdir: pathlib.Path) -> TextIO:
@@ -97,7 +106,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     if not (workdir / "config.json").is_file():
         raise InputError(f"{workdir}: not a run's folder (no config.json)")
     record = read_json(workdir / "config.json")
-    if not isinstance(record, dict) or not {"config", "what", "derived"} <= set(record):
+    if not isinstance(record, dict) or not {"config", "what", "derived", "history"} <= set(record):
         raise InputError(f"{workdir / 'config.json'}: not the record of a run")
     return record
 
@@ -128,13 +137,12 @@ class MetricsFile:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; an unfinished last one is left out."""
+    """The lines of a metrics file; what is not such a line, as one cut short by a kill, is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            try:
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
                 row = json.loads(line)
-            except ValueError:
-                break  # cut short by a kill: nothing after it can be trusted
-            rows.append(row)
+                if isinstance(row, dict) and {"step", "split"} <= set(row):
+                    rows.append(row)
     return rows

@@ -1,12 +1,15 @@
 """What a run is made of: the network and the data that its configuration names."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import platform
+from collections.abc import Generator
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cnnjax import data as datasets
@@ -28,6 +31,8 @@ class Derived:
     steps: int
     examples: dict[str, int]
     provenance: dict[str, str]
+    sha256: str
+    """Of every image and label of the data set: a run resumes on the data it was begun with, or not at all."""
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -111,13 +116,30 @@ def prepare(config: Config, dataset: datasets.Dataset) -> tuple[dict[str, datase
         steps=configs.total_steps(config, len(rest)),
         examples={name: len(arrays) for name, arrays in splits.items()},
         provenance=dataset.provenance,
+        sha256=datasets.sha256(dataset),
     )
     return splits, derived
 
 
 def _amount(validation: float) -> int | float:
     """A configuration's `validation`: below 1 a fraction, else a number of images."""
+    if validation >= 1 and validation != int(validation):
+        raise InputError(f"data.validation: received {validation}, allowed: a fraction below 1, or a whole number")
     return validation if validation < 1 else int(validation)
+
+
+@contextlib.contextmanager
+def double_precision(wanted: bool) -> Generator[None]:
+    """Switches 64-bit types on where wanted.
+
+    For the whole process: `jax.enable_x64` does it for one thread, and Orbax restores in others.
+    """
+    before = jax.config.jax_enable_x64  # ty: ignore[missing-attribute]
+    jax.config.update("jax_enable_x64", before or wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def versions() -> dict[str, str]:

@@ -88,7 +88,8 @@ def train_step(
         state,
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
+        # Flax makes running statistics float32 and updates them in float64 where the images are.
+        batch_stats=jax.tree.map(lambda new, old: new.astype(old.dtype), batch_stats, state.batch_stats),
         opt_state=opt_state,
     )
     return state, metrics.sums(losses, outputs, batch["label"])

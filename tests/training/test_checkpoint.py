@@ -119,6 +119,21 @@ def test_what_killed_saves_leave_is_cleared(state, saved):
     assert not (saved / "set-aside" / "4").exists()  # a good one took its place
 
 
+def test_a_deletion_cut_short_is_finished(saved):
+    """Killed between taking the manifest away and taking the arrays away."""
+    (saved / "1.json").rename(saved / "1.deleting")
+    checkpoint.Checkpoints(saved, keep=3)
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "2.json", "3", "3.json"]
+
+
+def test_a_damaged_older_manifest_does_not_stop_a_save(state, saved):
+    (saved / "1.json").write_text("{")
+    checkpoints = checkpoint.Checkpoints(saved, keep=1)
+    checkpoints.save(4, state, {}, None)
+    checkpoints.wait()
+    assert checkpoint.steps_with_manifest(saved) == [4, 1]
+
+
 def test_another_structure_shape_or_type_is_named(state, saved):
     manifest = checkpoint.read_manifest(saved, 3)
     kernel = r"checkpoint 3 .* another network's state: .*kernel.* is float32\[3, 4\], this run's is "

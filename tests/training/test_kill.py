@@ -83,8 +83,13 @@ def whole(tmp_path_factory):
 
 
 def without_times(workdir):
+    """The result, apart from how long it took and in how many parts."""
     result = json.loads((workdir / "result.json").read_text())
-    return {name: value for name, value in result.items() if "second" not in name}
+    return {name: value for name, value in result.items() if "second" not in name and name != "history"}
+
+
+def parts(workdir):
+    return [part["from_step"] for part in json.loads((workdir / "result.json").read_text())["history"]]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -107,6 +112,7 @@ def test_asked_to_stop(whole, tmp_path):
     assert "Traceback" not in stopped.stderr
     resumed = run("never", tmp_path / "run")
     assert "resuming from step 18" in resumed.stdout
+    assert parts(tmp_path / "run") == [0, 18]
     assert without_times(tmp_path / "run") == without_times(whole)
 
 

@@ -105,7 +105,7 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data
     resumed = train(cfg, tmp_path / "parts", dataset=tiny_data)
     assert resumed["fingerprint"] == whole["fingerprint"]
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
-    timings = {"seconds", "train_seconds", "compile_seconds", "examples_per_second"}
+    timings = {"seconds", "train_seconds", "compile_seconds", "examples_per_second", "history"}
     assert {k: v for k, v in resumed.items() if k not in timings} == {
         k: v for k, v in whole.items() if k not in timings
     }
@@ -132,11 +132,15 @@ def test_another_what_is_refused_and_another_where_is_not(tiny_config, tiny_data
 
 
 def test_other_data_of_the_same_name_are_refused(tiny_config, tiny_data, tmp_path):
+    """Even where only one label differs, and whether the run is finished or not."""
     train(tiny_config, tmp_path / "run", dataset=tiny_data)
-    (tmp_path / "run" / "result.json").unlink()
-    darker = dataclasses.replace(tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image // 2, tiny_data.train.label))
-    with pytest.raises(InputError, match="data: mean is"):
-        train(tiny_config, tmp_path / "run", dataset=darker)
+    label = tiny_data.train.label.copy()
+    label[[0, 1]] = label[[1, 0]]
+    other = dataclasses.replace(tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image, label))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"data: sha256 is .* other data need another workdir"):
+            train(tiny_config, tmp_path / "run", dataset=other)
+        (tmp_path / "run" / "result.json").unlink(missing_ok=True)
 
 
 def test_a_nan_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(tiny_config, tiny_data, tmp_path):
@@ -238,3 +242,84 @@ def test_an_extension_that_can_not_go_on_keeps_the_old_result(tiny_config, tiny_
     with pytest.raises(RunError, match="no good checkpoint is left"):
         train(change(tiny_config, "train", steps=40), tmp_path / "run", dataset=tiny_data, extend=True)
     assert train(tiny_config, tmp_path / "run", dataset=tiny_data) == result
+
+
+def test_float64_through_checkpoints(tiny_config, tiny_data, tmp_path, monkeypatch):
+    """Saved, resumed, loaded and evaluated in float64; Orbax restores in threads of its own."""
+    cfg = change(change(tiny_config, "train", dtype="float64"), "run", checkpoint_every=4)
+    whole = train(cfg, tmp_path / "whole", dataset=tiny_data)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_all_finite", stop_at_third_call())
+        with pytest.raises(Stopped):
+            train(cfg, tmp_path / "parts", dataset=tiny_data)
+    resumed = train(cfg, tmp_path / "parts", dataset=tiny_data)
+    assert resumed["history"][-1]["from_step"] == 7
+    assert resumed["fingerprint"] == whole["fingerprint"]
+    variables = cnnjax.load(tmp_path / "whole", best=True)[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {np.dtype("float64")}
+    assert not jax.config.jax_enable_x64  # as it was before
+
+
+def stop_at_third_call():
+    calls = []
+
+    def check(state):
+        calls.append(state)
+        if len(calls) == 3:
+            raise Stopped
+        return True
+
+    return check
+
+
+def test_damage_is_never_passed_over_in_silence(tiny_config, tiny_data, tmp_path):
+    """A run whose newest checkpoint is damaged loads with a warning; a damaged best one is an error."""
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    directory = tmp_path / "run" / "checkpoints"
+    (directory / "24.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"checkpoint 24 .* can't be read; step 21 is used"):
+        assert cnnjax.training.load_run(tmp_path / "run").step == 21
+    (directory / "24.json").unlink()
+    (directory / f"{result['best_step']}.json").write_text("{}")
+    with pytest.raises(RunError, match=r"checkpoint \d+"):
+        cnnjax.load(tmp_path / "run", best=True)
+
+
+def test_lines_of_metrics_survive_a_damaged_one(tiny_config, tiny_data, tmp_path):
+    train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\xff\xfe 5\n" + b"".join(lines[1:]) + b'{"step": 24, "spl')
+    (tmp_path / "run" / "result.json").unlink()
+    train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_result_does_not_need_the_metrics_file(tiny_config, tiny_data, tmp_path):
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    again = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    changing = {"seconds", "compile_seconds", "history"}
+    assert {k: v for k, v in again.items() if k not in changing} == {
+        k: v for k, v in result.items() if k not in changing
+    }
+
+
+def test_extending_keeps_the_shorter_result(tiny_config, tiny_data, tmp_path):
+    short = train(tiny_config, tmp_path / "run", dataset=tiny_data)
+    long = train(change(tiny_config, "train", steps=30), tmp_path / "run", dataset=tiny_data, extend=True)
+    assert json.loads((tmp_path / "run" / "result-24.json").read_text()) == short
+    assert [(part["from_step"], part["steps"]) for part in long["history"]] == [(0, 24), (24, 30)]
+    with pytest.raises(InputError, match="holds no run to extend"):
+        train(tiny_config, tmp_path / "nothing", dataset=tiny_data, extend=True)
+
+
+def test_class_losses_need_classes(tiny_config, tiny_data, tmp_path):
+    label = np.zeros(100, np.float32)
+    numbers = dataclasses.replace(
+        tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image, label), test=None, classes=()
+    )
+    with pytest.raises(InputError, match="train.loss: received 'cross_entropy', allowed: 'squared_error'"):
+        train(tiny_config, tmp_path / "run", dataset=numbers)
+    assert not (tmp_path / "run").exists()
