@@ -320,6 +320,6 @@ def test_class_losses_need_classes(tiny_config, tiny_data, tmp_path):
     numbers = dataclasses.replace(
         tiny_data, train=cnnjax.data.Arrays(tiny_data.train.image, label), test=None, classes=()
     )
-    with pytest.raises(InputError, match="train.loss: received 'cross_entropy', allowed: 'squared_error'"):
+    with pytest.raises(InputError, match=r"train.loss: received 'cross_entropy', allowed: 'squared_error'"):
         train(tiny_config, tmp_path / "run", dataset=numbers)
     assert not (tmp_path / "run").exists()
