@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -31,9 +32,46 @@ def _conv_xla(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     )
 
 
+def _conv_auto(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
+    """A matrix product where the kernel covers the whole input, XLA's convolution elsewhere."""
+    return _whole_window(lhs, rhs, spec) if _is_whole_window(lhs, rhs, spec) else _conv_xla(lhs, rhs, spec)
+
+
+def _is_whole_window(lhs: Array, rhs: Array, spec: ConvSpec) -> bool:
+    """Whether there is one window, which is the input as it stands: C5 of LeNet-5, and dense layers as convolutions."""
+    space = [lhs.shape[axis] for axis in spec.dimension_numbers.lhs_spec[2:]]
+    return (
+        space == [rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:]]
+        and spec.feature_group_count == spec.batch_group_count == 1
+        and all(pair == (0, 0) for pair in spec.padding)
+        and all(d == 1 for d in (*spec.lhs_dilation, *spec.rhs_dilation))
+    )
+
+
+def _whole_window(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
+    """y[n, f] = sum over channels and taps of x[n, c, k] w[f, c, k].
+
+    As a convolution XLA computes its gradient on CPU with the whole kernel at every position of a padded input, k^2
+    times the arithmetic.
+    """
+    result = lhs.dtype if spec.preferred_element_type is None else spec.preferred_element_type
+    summed, taps = spec.dimension_numbers.lhs_spec[1:], spec.dimension_numbers.rhs_spec[1:]  # channels, then space
+    y = lax.dot_general(
+        lhs,
+        rhs,
+        ((summed, taps), ((), ())),
+        precision=spec.precision,
+        preferred_element_type=jnp.promote_types(jnp.promote_types(lhs.dtype, result), jnp.float32),
+    )  # [n, f]
+    out_batch, out_feature, *out_space = spec.dimension_numbers.out_spec
+    if out_batch > out_feature:
+        y = y.T
+    return lax.expand_dims(y.astype(jax.dtypes.canonicalize_dtype(result)), out_space)
+
+
 # Each takes operands that `conv_spec` has accepted, and what it made of the other arguments.
 _IMPLEMENTATIONS: dict[str, Callable[[Array, Array, ConvSpec], Array]] = {
-    "auto": _conv_xla,
+    "auto": _conv_auto,
     "xla": _conv_xla,
     "reference": conv_direct,
 }
@@ -77,7 +115,7 @@ def conv_general_dilated(
         accumulated in float32 all the same).
       out_sharding: must be None.
       implementation: one of `CONV_IMPLEMENTATIONS`:
-        "auto": for now the same as "xla", everywhere;
+        "auto": a matrix product where the kernel covers the whole input, else as "xla";
         "xla": `lax.conv_general_dilated`;
         "reference": written by hand from the definition (`cnnjax.ops.direct`), differentiable, slow.
 

@@ -583,3 +583,50 @@ def test_unknown_implementation():
             call("referense")
     with pytest.raises(InputError, match="unknown convolution implementation None"):
         conv_implementation(None)
+
+
+@pytest.mark.parametrize(
+    ("layout", "lhs_shape", "rhs_shape"),
+    [
+        (("NHWC", "HWIO", "NHWC"), (3, 5, 4, 2), (5, 4, 2, 7)),
+        (("NCHW", "OIHW", "NCHW"), (3, 2, 5, 4), (7, 2, 5, 4)),
+        (("HWNC", "IOHW", "CHWN"), (5, 4, 3, 2), (2, 7, 5, 4)),
+        (("NWC", "WIO", "CWN"), (3, 6, 2), (6, 2, 7)),
+        (("NDHWC", "DHWIO", "NDHWC"), (2, 3, 2, 4, 2), (3, 2, 4, 2, 3)),
+    ],
+)
+def test_a_kernel_over_the_whole_input_is_a_matrix_product(layout, lhs_shape, rhs_shape):
+    """`auto` then uses no convolution; values, layout and both gradients are the oracle's and lax's."""
+    rng = np.random.default_rng(0)
+    lhs, rhs = rng.normal(size=lhs_shape), rng.normal(size=rhs_shape)
+    strides = (2,) * (len(lhs_shape) - 2)  # no matter: there is one window
+    with jax.enable_x64(True):
+        run = lambda conv: lambda lhs, rhs: conv(lhs, rhs, strides, "VALID", dimension_numbers=layout)
+        ours, theirs = run(conv_general_dilated), run(lax.conv_general_dilated)
+        y = ours(lhs, rhs)
+        np.testing.assert_allclose(y, run(reference.conv_general_dilated)(lhs, rhs), rtol=1e-12)
+        weight = rng.normal(size=y.shape)
+        gradients = [jax.grad(lambda *a, f=f: (f(*a) * weight).sum(), (0, 1))(lhs, rhs) for f in (ours, theirs)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *gradients)
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(jax.grad(lambda *a: ours(*a).sum(), (0, 1)))(lhs, rhs))
+
+
+def test_a_kernel_over_the_whole_padded_or_grouped_input_is_not():
+    x, w = jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 2, 2))
+    layout = ("NHWC", "HWIO", "NHWC")
+    for rhs, padding, groups in ((w, "SAME", 1), (w[:, :, :1], "VALID", 2)):
+        y = conv_general_dilated(x, rhs, (1, 1), padding, dimension_numbers=layout, feature_group_count=groups)
+        expected = lax.conv_general_dilated(
+            x, rhs, (1, 1), padding, dimension_numbers=layout, feature_group_count=groups
+        )
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_the_matrix_product_accumulates_in_float32():
+    """1 + 2047 halves of bfloat16's spacing: lost one by one, kept in a float32 sum."""
+    x = jnp.full((1, 2048, 1), 2.0**-9, jnp.bfloat16).at[0, 0, 0].set(1)
+    y = conv_general_dilated(
+        x, jnp.ones((2048, 1, 1), jnp.bfloat16), (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 0, 0]) == pytest.approx(1 + 2047 * 2.0**-9, rel=2**-8)
