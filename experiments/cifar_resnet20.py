@@ -7,7 +7,7 @@ He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, 
 The paper's recipe: 45,000 images to train and 5,000 to validate, 64,000 updates of 128 images, SGD with momentum 0.9
 and weight decay 1e-4, learning rate 0.1 divided by ten at one half and at three quarters of the run, 4 pixels of
 padding with random crops, mirroring. (The mean is subtracted by channel, not by pixel.) Published: 91.25 %.
-Expected: EXPECTED
+Expected: not measured yet; it wants an accelerator (a day and more on two CPU cores).
 """
 
 from cnnjax.training import Config, Data, Model, Optimizer, Train, launch

@@ -6,7 +6,8 @@ Karpathy, ConvNetJS, `demo/cifar10.html`.
 
 The demonstration's recipe: pixels in ±0.5, shifts of up to two pixels and mirroring, Adadelta with batches of four and
 an L2 penalty of 1e-4, which it divides by the batch size. It speaks of about 80 % for a network trained for long and
-averaged over several augmentations of each test image; this evaluates each image once. Expected: EXPECTED
+averaged over several augmentations of each test image; this evaluates each image once. Expected: 70.1 % (seed 0, on the
+JPEG re-encoding), in ten minutes on two CPU cores.
 """
 
 from cnnjax.training import Config, Data, Model, Optimizer, Train, launch

@@ -4,7 +4,7 @@ The layers of LeCun et al. 1998 (Proc. IEEE 86(11)) without its connection table
 
     python -m experiments.lenet5_modern_mnist --data.raw-dir FOLDER_OF_THE_FOUR_ORIGINAL_FILES
 
-Training images are moved by up to two pixels. Expected: EXPECTED
+Training images are moved by up to two pixels. Expected: 99.36 % (seed 0), in three minutes on two CPU cores.
 """
 
 from cnnjax.training import Config, Data, Model, Optimizer, Train, launch
