@@ -7,8 +7,7 @@ LeCun, Bottou, Bengio, Haffner: "Gradient-Based Learning Applied to Document Rec
 The network, the scaling of the pixels, the initialisation and the loss (its MAP form) are the paper's. The optimizer is
 Adam with a cosine schedule over 20 passes in batches of 64, in place of a stochastic Levenberg-Marquardt method over
 single images; of the paper's random distortions there is the translation, by up to one pixel. Published: 99.05 %, with
-distortions 99.2 %. Expected:
-99.25 ± 0.06 % over seeds 0, 1 and 2, three minutes each on two CPU cores.
+distortions 99.2 %. Expected: 99.25 ± 0.06 % over seeds 0, 1 and 2, three minutes each on two CPU cores.
 """
 
 from cnnjax.training import Config, Data, Model, Optimizer, Train, launch
