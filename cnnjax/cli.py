@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
-from cnnjax.training.launch import exit_status, parse
+from cnnjax.training.launch import docstring, exit_status, parse
 
 HELP = """cnnjax: published convolutional networks in JAX and Flax.
 
@@ -90,15 +90,10 @@ def _run(argv: list[str]) -> int:
         names = experiment_names()
         print("usage: cnnjax run NAME|FILE [options]     (cnnjax run NAME --help lists its options)\n")
         for name, path in names.items():
-            print(f"  {name:22} {_first_line(path)}")
+            summary, _, _ = docstring(path).partition("\n")
+            print(f"  {name:22} {summary}")
         return 0
     return load_experiment(argv[0]).main(argv[1:])
-
-
-def _first_line(path: pathlib.Path) -> str:
-    import ast
-
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
 # ---- evaluate and predict ------------------------------------------------------------------------------------------
@@ -151,8 +146,8 @@ def _evaluate(argv: list[str]) -> None:
     given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
     if chosen.data.name is not None:
         given = {"raw_dir": None, "data_dir": None} | given  # the run's own folders hold its own set
-    if chosen.data.name is not None and chosen.split != "validation":
-        given["validation"] = 0.0  # of a set that the run was not trained on, nothing has to be held out
+        if chosen.split != "validation":
+            given["validation"] = 0.0  # of a set that the run was not trained on, nothing has to be held out
     config = dataclasses.replace(
         run.config,
         data=dataclasses.replace(run.config.data, **given),

@@ -1,5 +1,6 @@
 """An experiment's command line: every field of its configuration, and where to run."""
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -89,7 +90,7 @@ def _parse(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
             _Arguments,
             argv,
             program=f"python -m experiments.{path.stem}" if path.parent.name == "experiments" else f"cnnjax run {path}",
-            description=_docstring(path),
+            description=docstring(path),
             default=default,
         )
 
@@ -111,9 +112,8 @@ def _one_length(config: Config, argv: list[str]) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **other[given[0]])) if given else config
 
 
-def _docstring(path: pathlib.Path) -> str:
-    import ast
-
+def docstring(path: pathlib.Path) -> str:
+    """The docstring of a Python file, read without running it; "" where it has none."""
     return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
