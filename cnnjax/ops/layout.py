@@ -1,0 +1,81 @@
+"""The form that the hand-written convolutions compute in, and the way there and back.
+
+    input  [group, batch, *space, channel]     kernel [group, *tap, channel, feature]
+
+Groups of channels and groups of the batch become an axis of their own, and whatever layout the operands came in becomes
+one; what is left to write down is the convolution itself.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from cnnjax.ops.conv_spec import ConvSpec
+
+
+def result_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
+    """The dtype of the output: `spec.preferred_element_type`, or that of the operands."""
+    return jax.dtypes.canonicalize_dtype(
+        lhs.dtype if spec.preferred_element_type is None else spec.preferred_element_type
+    )
+
+
+def accumulator_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
+    """The dtype to sum in: that of the output, float32 at least."""
+    return jnp.promote_types(jnp.promote_types(lhs.dtype, result_dtype(lhs, spec)), jnp.float32)
+
+
+def input_by_group(lhs: Array, spec: ConvSpec) -> Array:
+    """The input as [group, batch, *space, channel], not yet padded."""
+    batch, channel, *space = spec.dimension_numbers.lhs_spec
+    x = lax.transpose(lhs, (batch, *space, channel))
+    n, *size, c = x.shape
+    if spec.batch_group_count > 1:
+        return x.reshape(spec.batch_group_count, n // spec.batch_group_count, *size, c)
+    x = x.reshape(n, *size, spec.feature_group_count, c // spec.feature_group_count)
+    return jnp.moveaxis(x, -2, 0)
+
+
+def kernel_by_group(rhs: Array, spec: ConvSpec) -> Array:
+    """The kernel as [group, *tap, channel, feature]: either kind of group owns a run of output features."""
+    feature, channel, *space = spec.dimension_numbers.rhs_spec
+    w = lax.transpose(rhs, (*space, channel, feature))
+    groups = spec.feature_group_count * spec.batch_group_count  # one of them is 1
+    w = w.reshape(*w.shape[:-1], groups, w.shape[-1] // groups)
+    return jnp.moveaxis(w, -2, 0)
+
+
+def dilate_and_pad(x: Array, spec: ConvSpec) -> Array:
+    """Puts dilation - 1 zeros between neighbours, then pads with zeros, or crops where the padding is negative.
+
+    Args:
+      x: [group, batch, *space, channel].
+      spec: the convolution.
+    """
+    space = [(low, high, d - 1) for (low, high), d in zip(spec.padding, spec.lhs_dilation, strict=True)]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *space, (0, 0, 0)])
+
+
+def seen_by(tap: tuple[int, ...], x: Array, spec: ConvSpec) -> Array:
+    """What the tap k = `tap` of the kernel meets in each window: x[..., p s + k d, :] for every output position p.
+
+    Args:
+      tap: an index along each spatial axis of the kernel.
+      x: [group, batch, *space, channel], dilated and padded.
+      spec: the convolution; at least one window fits.
+
+    Returns:
+      [group, batch, *output_space, channel].
+    """
+    start = [k * d for k, d in zip(tap, spec.rhs_dilation, strict=True)]
+    limit = [a + (p - 1) * s + 1 for a, p, s in zip(start, spec.output_space, spec.window_strides, strict=True)]
+    groups, batch, *_, channels = x.shape
+    return lax.slice(x, (0, 0, *start, 0), (groups, batch, *limit, channels), (1, 1, *spec.window_strides, 1))
+
+
+def output(y: Array, spec: ConvSpec) -> Array:
+    """From [group, batch, *output_space, feature] to the output's own axes, groups side by side in the features."""
+    y = jnp.moveaxis(y, 0, -2)
+    y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+    batch, feature, *space = spec.dimension_numbers.out_spec
+    return jnp.moveaxis(y, range(y.ndim), (batch, *space, feature))
