@@ -3,77 +3,41 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops import winograd
+from cnnjax.ops.auto import conv_auto
 from cnnjax.ops.conv_spec import ConvSpec, conv_spec
 from cnnjax.ops.direct import conv_direct
-from cnnjax.ops.errors import unknown
+from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.fft import conv_fft
+from cnnjax.ops.im2col import conv_im2col
+from cnnjax.ops.shift import conv_shift
+from cnnjax.ops.winograd import conv_winograd
+from cnnjax.ops.xla import conv_xla
 
 
-def _conv_xla(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
-    """XLA's own convolution."""
-    return lax.conv_general_dilated(
-        lhs,
-        rhs,
-        spec.window_strides,
-        spec.padding,
-        lhs_dilation=spec.lhs_dilation,
-        rhs_dilation=spec.rhs_dilation,
-        dimension_numbers=spec.dimension_numbers,
-        feature_group_count=spec.feature_group_count,
-        batch_group_count=spec.batch_group_count,
-        precision=spec.precision,
-        preferred_element_type=spec.preferred_element_type,
-    )
+class Implementation(NamedTuple):
+    """One way to compute convolutions."""
+
+    convolve: Callable[[Array, Array, ConvSpec], Array]
+    """Takes operands that `conv_spec` has accepted, and what it made of the other arguments."""
+    refusal: Callable[[tuple[int, ...], ConvSpec], str | None] = lambda taps, spec: None
+    """Why it can't do a convolution with a kernel of that spatial shape, in one phrase; None where it can."""
 
 
-def _conv_auto(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
-    """A matrix product where the kernel covers the whole input, XLA's convolution elsewhere."""
-    return _whole_window(lhs, rhs, spec) if _is_whole_window(lhs, rhs, spec) else _conv_xla(lhs, rhs, spec)
-
-
-def _is_whole_window(lhs: Array, rhs: Array, spec: ConvSpec) -> bool:
-    """Whether there is one window, which is the input as it stands: C5 of LeNet-5, and dense layers as convolutions."""
-    space = [lhs.shape[axis] for axis in spec.dimension_numbers.lhs_spec[2:]]
-    return (
-        space == [rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:]]
-        and spec.feature_group_count == spec.batch_group_count == 1
-        and all(pair == (0, 0) for pair in spec.padding)
-        and all(d == 1 for d in (*spec.lhs_dilation, *spec.rhs_dilation))
-    )
-
-
-def _whole_window(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
-    """y[n, f] = sum over channels and taps of x[n, c, k] w[f, c, k].
-
-    As a convolution XLA computes its gradient on CPU with the whole kernel at every position of a padded input, k^2
-    times the arithmetic.
-    """
-    result = lhs.dtype if spec.preferred_element_type is None else spec.preferred_element_type
-    summed, taps = spec.dimension_numbers.lhs_spec[1:], spec.dimension_numbers.rhs_spec[1:]  # channels, then space
-    y = lax.dot_general(
-        lhs,
-        rhs,
-        ((summed, taps), ((), ())),
-        precision=spec.precision,
-        preferred_element_type=jnp.promote_types(jnp.promote_types(lhs.dtype, result), jnp.float32),
-    )  # [n, f]
-    out_batch, out_feature, *out_space = spec.dimension_numbers.out_spec
-    if out_batch > out_feature:
-        y = y.T
-    return lax.expand_dims(y.astype(jax.dtypes.canonicalize_dtype(result)), out_space)
-
-
-# Each takes operands that `conv_spec` has accepted, and what it made of the other arguments.
-_IMPLEMENTATIONS: dict[str, Callable[[Array, Array, ConvSpec], Array]] = {
-    "auto": _conv_auto,
-    "xla": _conv_xla,
-    "reference": conv_direct,
+_IMPLEMENTATIONS: dict[str, Implementation] = {
+    "auto": Implementation(conv_auto),
+    "xla": Implementation(conv_xla),
+    "reference": Implementation(conv_direct),
+    "im2col": Implementation(conv_im2col),
+    "shift": Implementation(conv_shift),
+    "winograd": Implementation(conv_winograd, winograd.refusal),
+    "fft": Implementation(conv_fft),
 }
 
 CONV_IMPLEMENTATIONS: tuple[str, ...] = tuple(_IMPLEMENTATIONS)
@@ -94,7 +58,7 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
     *,
-    implementation: str = "auto",
+    implementation: "str | ConvImplementation" = "auto",
 ) -> Array:
     """Convolution (cross-correlation) in any number of dimensions: a drop-in for `jax.lax.conv_general_dilated`.
 
@@ -114,20 +78,25 @@ def conv_general_dilated(
       preferred_element_type: dtype to accumulate in and return; None for that of the operands (bfloat16 and float16 are
         accumulated in float32 all the same).
       out_sharding: must be None.
-      implementation: one of `CONV_IMPLEMENTATIONS`:
-        "auto": a matrix product where the kernel covers the whole input, else as "xla";
+      implementation: what `conv_implementation` gave, or one of `CONV_IMPLEMENTATIONS`:
+        "auto": the fastest for the backend and the shape, safe in loops (`cnnjax.ops.auto`);
         "xla": `lax.conv_general_dilated`;
-        "reference": written by hand from the definition (`cnnjax.ops.direct`), differentiable, slow.
+        "reference": written by hand from the definition (`cnnjax.ops.direct`), differentiable, slow;
+        "im2col": one product with the matrix of patches (`cnnjax.ops.im2col`);
+        "shift": a sum over kernel taps (`cnnjax.ops.shift`);
+        "winograd": fewer multiplications, for kernels of 3 taps and stride 1 (`cnnjax.ops.winograd`);
+        "fft": a product in the frequency domain, for large kernels (`cnnjax.ops.fft`).
 
     Returns:
       The output; its axes are as `dimension_numbers` says. It has no elements where the batch is empty or the kernel is
       larger than the padded input.
 
     Raises:
-      InputError: an argument is out of range or does not agree with the shapes, or `implementation` is unknown.
+      InputError: an argument is out of range or does not agree with the shapes, or `implementation` is unknown or
+        cannot do this convolution.
       TypeError: integer operands, operands of two dtypes, or a `preferred_element_type` that cannot hold the result.
     """
-    _check_name(implementation)
+    choice = implementation if isinstance(implementation, ConvImplementation) else conv_implementation(implementation)
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     spec = conv_spec(
         lhs,
@@ -143,7 +112,22 @@ def conv_general_dilated(
         preferred_element_type,
         out_sharding,
     )
-    return _IMPLEMENTATIONS[implementation](lhs, rhs, spec)
+    return _by(choice.name, choice.otherwise, lhs, rhs, spec)
+
+
+def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
+    """The convolution by the implementation `name`, or by `otherwise` where that can't do it."""
+    taps = tuple(rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:])
+    refusal = _IMPLEMENTATIONS[name].refusal(taps, spec)
+    if refusal is None:
+        return _IMPLEMENTATIONS[name].convolve(lhs, rhs, spec)
+    if otherwise is not None:
+        return _by(otherwise, None, lhs, rhs, spec)
+    able = ", ".join(other for other, it in _IMPLEMENTATIONS.items() if it.refusal(taps, spec) is None)
+    raise InputError(
+        f"convolution implementation {name!r} cannot do this convolution: got {refusal}. Those that can: {able} "
+        f'(conv_implementation({name!r}, otherwise="xla") takes another for what {name!r} cannot do)'
+    )
 
 
 def _check_name(name: object) -> None:
@@ -177,7 +161,7 @@ class ConvImplementation:
     @_with_signature_of_lax
     def __call__(self, *args, **kwargs) -> Array:
         """`conv_general_dilated(*args, **kwargs)` by this implementation."""
-        return conv_general_dilated(*args, **kwargs, implementation=self.name)
+        return conv_general_dilated(*args, **kwargs, implementation=self)
 
 
 def conv_implementation(name: str, otherwise: str | None = None) -> ConvImplementation:
@@ -187,8 +171,8 @@ def conv_implementation(name: str, otherwise: str | None = None) -> ConvImplemen
 
     Args:
       name: one of `CONV_IMPLEMENTATIONS`.
-      otherwise: another of them, for the convolutions that `name` cannot do; None makes those an error. The
-        implementations there are today can do every convolution, so that it is never called on.
+      otherwise: another of them, for the convolutions that `name` cannot do; None makes those an error. Only "winograd"
+        refuses any.
 
     Returns:
       A callable with exactly the signature of `lax.conv_general_dilated`; equal for equal arguments, and hashable.

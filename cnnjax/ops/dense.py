@@ -1,0 +1,238 @@
+"""Convolutions of one group on channels-last arrays, each with the gradients that suit a CPU.
+
+    y[n, p, f] = sum over taps k and channels c of  x[n, p s + k d - lo, c] w[k, c, f]
+
+with stride s, dilation d and padding lo. Its gradients are convolutions too:
+
+    dx[n, a, c] = sum over p, k, f with p s + k d - lo = a of  dy[n, p, f] w[k, c, f]
+    dw[k, c, f] = sum over n, p of  x[n, p s + k d - lo, c] dy[n, p, f]
+
+XLA compiles a convolution well on CPU only where it reads [batch, *space, channel] and [*tap, channel, feature] and
+writes [batch, *space, feature]. It brings others to that form, but not inside loops (`lax.scan`, `cond`), where the
+gradients that JAX derives then run up to a hundred times slower. Everything here is written in that form, or as matrix
+products, to begin with.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from cnnjax.ops.patches import matrix_of_patches
+from cnnjax.ops.sizes import Pair, dilated
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What a convolution of one group does along each spatial axis.
+
+    Attributes:
+      space: spatial shape of the input.
+      taps: spatial shape of the kernel.
+      strides: s, from window to window.
+      padding: (low, high) pairs of zeros around the input; a negative number crops.
+      dilation: d, from tap to tap.
+      precision: of the products, as `lax` takes it.
+    """
+
+    space: tuple[int, ...]
+    taps: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[Pair, ...]
+    dilation: tuple[int, ...]
+    precision: Any = None
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """How many windows fit along each axis."""
+        return tuple(
+            (size + low + high - dilated(k, d)) // s + 1
+            for size, (low, high), k, d, s in zip(
+                self.space, self.padding, self.taps, self.dilation, self.strides, strict=True
+            )
+        )
+
+
+Convolution = Callable[[Array, Array, Geometry], Array]
+
+
+def pad(x: Array, padding: Any, interior: Any = 0) -> Array:
+    """[batch, *space, channel] with (low, high) zeros around, or cropped, and `interior` zeros between neighbours."""
+    rank = x.ndim - 2
+    between = (interior,) * rank if isinstance(interior, int) else interior
+    space = [(low, high, gap) for (low, high), gap in zip(padding, between, strict=True)]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *space, (0, 0, 0)])
+
+
+# --- y ----------------------------------------------------------------------------------------------------------------
+
+
+def by_xla(x: Array, w: Array, g: Geometry) -> Array:
+    """XLA's convolution, in its canonical form: [batch, *output_space, feature]."""
+    crop = [(min(low, 0), min(high, 0)) for low, high in g.padding]
+    padding = [(max(low, 0), max(high, 0)) for low, high in g.padding]
+    if any(map(any, crop)):
+        x = pad(x, crop)
+    strides, dilation = list(g.strides), list(g.dilation)
+    single = len(g.space) == 1  # XLA's CPU backend has fast convolutions in two and three dimensions
+    if single:
+        x, w = x[:, None], w[None]
+        strides, padding, dilation = [1, *strides], [(0, 0), *padding], [1, *dilation]
+    space = "DHW"[3 - len(strides) :]
+    y = lax.conv_general_dilated(
+        x,
+        w,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        precision=g.precision,
+    )
+    return y[:, 0] if single else y
+
+
+def by_patches(x: Array, w: Array, g: Geometry) -> Array:
+    """One product of the matrix of patches and the kernel as a matrix."""
+    p = matrix_of_patches(pad(x, g.padding), g.taps, g.strides, g.dilation)
+    y = jnp.dot(p, w.reshape(-1, w.shape[-1]), precision=g.precision)
+    return y.reshape(x.shape[0], *g.outputs, w.shape[-1])
+
+
+def by_channel(x: Array, w: Array, g: Geometry) -> Array:
+    """Each channel by itself: the sum over taps k of x[n, p s + k d, c] w[k, c], for a kernel [*tap, channel]."""
+    x = pad(x, g.padding)
+    terms = [seen_by(tap, x, g) * w[tap] for tap in itertools.product(*map(range, g.taps))]
+    return sum(terms[1:], terms[0])
+
+
+def seen_by(tap: tuple[int, ...], x: Array, g: Geometry) -> Array:
+    """What a tap meets in each window: x[n, p s + k d, c] for every p, of a padded x."""
+    start = [k * d for k, d in zip(tap, g.dilation, strict=True)]
+    limit = [a + (p - 1) * s + 1 for a, p, s in zip(start, g.outputs, g.strides, strict=True)]
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *g.strides, 1))
+
+
+# --- dx ---------------------------------------------------------------------------------------------------------------
+
+
+def input_gradient(convolve: Convolution) -> Convolution:
+    """dx as a function of (dy, w, g): the convolution of dy, spread by the stride, with the kernel turned around."""
+
+    def gradient(dy: Array, w: Array, g: Geometry) -> Array:
+        turned = jnp.swapaxes(lax.rev(w, tuple(range(len(g.taps)))), -1, -2)
+        low = [dilated(k, d) - 1 - lo for k, d, (lo, _) in zip(g.taps, g.dilation, g.padding, strict=True)]
+        return spread(convolve, dy, turned, g.strides, low, g.dilation, g.space, g.precision)
+
+    return gradient
+
+
+def spread(
+    convolve: Convolution,
+    x: Array,
+    w: Array,
+    factors: Any,
+    low: Any,
+    dilation: Any,
+    outputs: Any,
+    precision: Any,
+) -> Array:
+    """The convolution, with stride 1, of an input with zeros between its elements, without touching the zeros.
+
+    With the elements `factor` apart, the output positions q = factor t + r of one remainder r meet only the taps k with
+    q + k d - low divisible by factor, and those meet neighbours of the input: a small convolution of stride 1 for each
+    remainder, interleaved at the end.
+
+    Args:
+      convolve: computes the small convolutions.
+      x: [batch, *space, channel].
+      w: [*tap, channel, feature].
+      factors: the distance between neighbouring elements, along each axis.
+      low: the zeros before the first element; a negative number crops.
+      dilation: the distance between taps.
+      outputs: how many outputs there are; what lies beyond the last element is zero.
+      precision: of the products.
+
+    Returns:
+      [batch, *outputs, feature].
+    """
+    rank = x.ndim - 2
+    space, taps = x.shape[1:-1], w.shape[:-2]
+    counts = [-(-q // f) for q, f in zip(outputs, factors, strict=True)]
+    parts = []
+    for remainders in itertools.product(*map(range, factors)):
+        chosen, padding, steps = [], [], []
+        for r, f, lo, k, d, size, count in zip(remainders, factors, low, taps, dilation, space, counts, strict=True):
+            first = next((t for t in range(k) if (r + t * d - lo) % f == 0), None)
+            if first is None:
+                break
+            every = f // math.gcd(f, d)  # from one such tap to the next
+            step = every * d // f  # and from the element that it meets to the next
+            shift = (r + first * d - lo) // f
+            reach = (len(range(first, k, every)) - 1) * step
+            chosen.append(slice(first, None, every))
+            padding.append((-shift, count + shift + reach - size))
+            steps.append(step)
+        else:
+            part = w[*chosen]
+            g = Geometry(space, part.shape[:-2], (1,) * rank, tuple(padding), tuple(steps), precision)
+            parts.append(convolve(x, part, g))
+            continue
+        parts.append(jnp.zeros((x.shape[0], *counts, w.shape[-1]), x.dtype))  # no tap meets an element
+    if len(parts) == 1:
+        return parts[0]
+    y = jnp.stack(parts, axis=-2).reshape(x.shape[0], *counts, *factors, w.shape[-1])
+    order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
+    y = y.transpose(0, *order, 2 * rank + 1)
+    y = y.reshape(x.shape[0], *(c * f for c, f in zip(counts, factors, strict=True)), w.shape[-1])
+    return lax.slice(y, (0,) * y.ndim, (x.shape[0], *outputs, w.shape[-1]))
+
+
+# --- dw ---------------------------------------------------------------------------------------------------------------
+
+
+def to_last_window(g: Geometry) -> tuple[Pair, ...]:
+    """The padding of g, made to end where the last window does."""
+    ends = [(p - 1) * s + dilated(k, d) for p, s, k, d in zip(g.outputs, g.strides, g.taps, g.dilation, strict=True)]
+    return tuple((low, end - size - low) for end, size, (low, _) in zip(ends, g.space, g.padding, strict=True))
+
+
+def kernel_by_xla(x: Array, dy: Array, g: Geometry) -> Array:
+    """dw as a convolution: of x with channels for batch and examples for channels, by dy, spread out by the stride."""
+    x = jnp.moveaxis(x, (-1, 0), (0, -1))  # [channel, *space, batch]
+    dy = jnp.moveaxis(dy, 0, -2)  # [*output_space, batch, feature]
+    turned = Geometry(g.space, g.outputs, g.dilation, to_last_window(g), g.strides, g.precision)
+    return jnp.moveaxis(by_xla(x, dy, turned), 0, -2)
+
+
+def kernel_by_patches(x: Array, dy: Array, g: Geometry) -> Array:
+    """dw as one product: the matrix of patches transposed, times dy as a matrix."""
+    p = matrix_of_patches(pad(x, to_last_window(g)), g.taps, g.strides, g.dilation)
+    dw = contract_rows(p, dy.reshape(-1, dy.shape[-1]), g)
+    return dw.reshape(*g.taps, x.shape[-1], dy.shape[-1])
+
+
+def kernel_by_half_patches(x: Array, dy: Array, g: Geometry) -> Array:
+    """dw as one product of two smaller matrices of patches: of x along the last axis, of dy along the others.
+
+    In two dimensions, with taps (i, j): dw[i, j, c, f] = sum over n, r, q of  x[n, r, q + j, c] dy[n, r - i, q, f],
+    where dy is zero outside. So each side is laid out along one axis only, k times its size where the matrix of all
+    patches is k^2 times that of x. Needs stride 1 and no dilation along all axes but the last.
+    """
+    *outer, last = g.taps
+    x = pad(x, to_last_window(g))
+    rank, channels, features = len(g.taps), x.shape[-1], dy.shape[-1]
+    ones = (1,) * (rank - 1)
+    p = matrix_of_patches(x, (*ones, last), (*ones, g.strides[-1]), (*ones, g.dilation[-1]))
+    dy = pad(dy, [*((k - 1, k - 1) for k in outer), (0, 0)])
+    d = matrix_of_patches(dy, (*outer, 1), (1,) * rank, (1,) * rank)  # its tap a is tap k - 1 - a of the kernel
+    dw = contract_rows(p, d, g).reshape(last, channels, *outer, features)
+    return lax.rev(dw.transpose(*range(2, rank + 1), 0, 1, rank + 1), tuple(range(rank - 1)))
+
+
+def contract_rows(a: Array, b: Array, g: Geometry) -> Array:
+    """a^T b, for two tall matrices; written as (b^T a)^T, which is up to twice as fast where b is the narrower."""
+    return lax.dot_general(b, a, (((0,), (0,)), ((), ())), precision=g.precision).T

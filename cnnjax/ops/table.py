@@ -1,0 +1,85 @@
+"""Which method `auto` takes on CPU for which convolution: what `python benchmarks/ops.py --tune` measured.
+
+A convolution belongs to the first class below that fits it; the table names, for each class, the functions of
+`cnnjax.ops.dense` for its value, for the gradient of its input and for that of its kernel.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from cnnjax.ops.dense import Geometry
+
+
+class Methods(NamedTuple):
+    """The ways to compute a convolution and its gradients."""
+
+    forward: str
+    """"xla" or "patches"."""
+    input: str
+    """"xla" or "patches"."""
+    kernel: str
+    """"xla", "patches" or "half patches"."""
+
+
+CLASSES = {
+    "pointwise": "one tap",
+    "three taps": "3 taps along an axis and 3 or 1 along the others, stride 1, at least 32 channels and 32 features",
+    "one channel": "one input channel",
+    "few channels": "at most 15 input channels",
+    "strided": "a stride of 2 or more, or a dilated kernel",
+    "small": "at most 4 windows along an axis",
+    "many channels": "everything else",
+}
+
+FLOAT32 = {
+    "pointwise": Methods("xla", "xla", "patches"),
+    "three taps": Methods("winograd", "winograd", "winograd"),
+    "one channel": Methods("xla", "xla", "patches"),
+    "few channels": Methods("xla", "xla", "xla"),
+    "strided": Methods("xla", "xla", "patches"),
+    "small": Methods("xla", "xla", "patches"),
+    "many channels": Methods("xla", "xla", "half patches"),
+}
+
+FLOAT64 = dict.fromkeys(CLASSES, Methods("patches", "patches", "patches"))
+"""XLA's CPU backend has a fast convolution for float32 alone."""
+
+
+def shape_class(x: Array, w: Array, g: Geometry) -> str:
+    """The name in `CLASSES` of a convolution of [batch, *space, channel] by [*tap, channel, feature]."""
+    channels = w.shape[-2]
+    if all(k == 1 for k in g.taps):
+        return "pointwise"
+    plain = all(n == 1 for n in (*g.strides, *g.dilation))
+    if plain and set(g.taps) <= {1, 3} and min(channels, w.shape[-1]) >= 32:
+        return "three taps"
+    if channels <= 15:
+        return "one channel" if channels == 1 else "few channels"
+    if not plain:
+        return "strided"
+    return "small" if min(g.outputs) <= 4 else "many channels"
+
+
+def methods(x: Array, w: Array, g: Geometry) -> Methods:
+    """The methods for a convolution of [batch, *space, channel] by [*tap, channel, feature], float32 or float64.
+
+    Winograd's costs digits (`cnnjax.ops.winograd`), so that it is not taken where `precision`, or
+    `jax.default_matmul_precision`, asks for more than the default.
+    """
+    if x.dtype == jnp.float64:
+        return FLOAT64[shape_class(x, w, g)]
+    found = FLOAT32[shape_class(x, w, g)]
+    if found.forward == "winograd" and not is_default(g.precision):
+        return FLOAT32["many channels"]
+    return found
+
+
+def is_default(precision: Any) -> bool:
+    """Whether nobody asks for more digits than the backend's fastest products have."""
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision  # ty: ignore[unresolved-attribute]
+    each = precision if isinstance(precision, tuple) else (precision,)
+    return all(p in (None, lax.Precision.DEFAULT, "default", "fastest", "bfloat16") for p in each)
