@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "training": {"ops", "models", "data", "analysis"},
     "studies": {"ops", "models", "data", "analysis", "training"},
     "cli": {"ops", "models", "data", "analysis", "training", "studies"},
+    "memory": set(),
+    "__main__": {"memory", "cli"},
 }
 
 
