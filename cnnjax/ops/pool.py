@@ -1,6 +1,7 @@
 """Max and average pooling with the signatures of `flax.linen`."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from cnnjax.ops.pool_spec import PoolSpec, pool_spec
+from cnnjax.ops.windows import lowest, pad_along, seen_by
 
 
 def max_pool(
@@ -42,38 +44,44 @@ def max_pool(
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
+    if 0 not in spec.output_space and all(s >= k for s, k in zip(spec.strides, spec.window, strict=True)):
+        return _max_of_blocks(inputs, spec)
     # The maximum over a window is the maximum over its rows of the maximum along each row, and the first maximum in
     # row-major order lies in the first row that attains it: so one axis at a time, the last one first. A window of k^n
     # elements then costs k n comparisons.
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
     maximum = inputs
-    for along in reversed(along_axes):
-        maximum = _max_along(maximum, *along)
+    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
+    for axis, window, stride, pair, outputs in reversed(along_axes):
+        maximum = pad_along(maximum, axis, pair, lowest(inputs.dtype))
+        maximum = _first_maximum([seen_by(tap, maximum, axis, stride, outputs) for tap in range(window)])
     return maximum
 
 
-def _max_along(x: Array, axis: int, window: int, stride: int, pair: tuple[int, int], outputs: int) -> Array:
-    """The maximum of each window along one axis, as a running maximum that only a larger number replaces."""
-    if outputs == 0:
-        return lax.slice_in_dim(x, 0, 0, axis=axis)
-    low, high = pair
-    x = lax.pad(x, _lowest(x.dtype), [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
-    tap = lambda i: lax.slice_in_dim(x, i, i + (outputs - 1) * stride + 1, stride, axis)
-    best = tap(0)
-    for i in range(1, window):
-        candidate = tap(i)
+def _max_of_blocks(x: Array, spec: PoolSpec) -> Array:
+    """The maximum of windows that don't overlap: each is inside a block of its own, as large as the strides.
+
+    Then the taps are slices of one reshaped array, and their gradients go back without a sum: for 2x2 windows half of
+    the time that one axis after the other takes.
+    """
+    for axis, stride, (low, _), outputs in zip(spec.axes, spec.strides, spec.padding, spec.output_space, strict=True):
+        x = pad_along(x, axis, (low, outputs * stride - x.shape[axis] - low), lowest(x.dtype))
+    first, last = spec.axes[0], spec.axes[-1] + 1
+    blocks = [size for pair in zip(spec.output_space, spec.strides, strict=True) for size in pair]
+    x = x.reshape(*x.shape[:first], *blocks, *x.shape[last:])
+    every = slice(None)
+    taps = itertools.product(*map(range, spec.window))
+    return _first_maximum([x[(every,) * first + tuple(i for tap in at for i in (every, tap))] for at in taps])
+
+
+def _first_maximum(taps: Sequence[Array]) -> Array:
+    """The maximum of arrays element by element, as a running maximum that only a larger number, or a NaN, replaces."""
+    best, *rest = taps
+    for candidate in rest:
         better = candidate > best
-        if jnp.issubdtype(x.dtype, jnp.inexact):
+        if jnp.issubdtype(best.dtype, jnp.inexact):
             better |= jnp.isnan(candidate)
         best = jnp.where(better, candidate, best)
     return best
-
-
-def _lowest(dtype: np.dtype) -> Array:
-    """The number that is the maximum of nothing."""
-    if dtype == jnp.bool_:
-        return jnp.array(False)
-    return jnp.array(-jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
 
 
 def avg_pool(

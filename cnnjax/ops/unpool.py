@@ -1,0 +1,174 @@
+"""Max pooling that remembers where each maximum was, and the unpooling that puts values back there.
+
+A switch is the position of the maximum of a window within the input's spatial axes, flattened row by row: what a
+deconvnet records on the way up and follows on the way down.
+Source: Zeiler and Fergus, "Visualizing and understanding convolutional networks", arXiv:1311.2901, section 2.1.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from cnnjax.ops import sizes
+from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.pool_spec import pool_spec
+from cnnjax.ops.windows import lowest, pad_along, seen_by
+
+OVERLAPS = ("sum", "last")
+
+
+def max_pool_with_switches(
+    inputs: ArrayLike,
+    window_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+) -> tuple[Array, Array]:
+    """The maximum of each window, each channel by itself, and where it was.
+
+    The maximum is that of `max_pool`, and its gradient goes to the switch. Among equal elements the first in row-major
+    order is the maximum; a NaN is larger than every number; padding is never the maximum of a window that holds an
+    element of the input. The switches are those of PyTorch's `max_pool2d(..., return_indices=True)` with the channel
+    axis last, but for a window with more than one NaN, where PyTorch takes the last.
+
+    Args:
+      inputs: [..., *space, channel], with as many spatial axes as `window_shape` has entries and any number of axes, or
+        none, before them; real or integer.
+      window_shape: size of the window along each spatial axis.
+      strides: distance between neighbouring windows along each; 1 by default.
+      padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; what is added is less than every number.
+
+    Returns:
+      Two arrays [..., *output_space, channel]: the maxima, of the dtype of `inputs`, and the switches, int32: the
+      position of each maximum among the prod(space) positions of `inputs`, or -1 where a window holds only padding.
+
+    Raises:
+      InputError: an argument is out of range or does not agree with the shape of `inputs`, or there are more positions
+        than int32 can count.
+      TypeError: complex inputs, which have no order.
+    """
+    inputs = jnp.asarray(inputs)
+    if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
+        raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
+    spec = pool_spec(inputs.shape, window_shape, strides, padding)
+    space = [inputs.shape[axis] for axis in spec.axes]
+    if math.prod(space) > np.iinfo(np.int32).max:
+        raise InputError(
+            f"inputs must have no more than 2^31 - 1 positions: got {math.prod(space)}, shape {inputs.shape}"
+        )
+    # As in `max_pool`, one axis at a time and the last one first; a maximum takes its position along.
+    maximum, switches = inputs, jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*space, 1)
+    switches = jnp.broadcast_to(switches, inputs.shape)
+    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
+    for along in reversed(along_axes):
+        maximum, switches = _first_maximum_along(maximum, switches, *along)
+    return maximum, switches
+
+
+def _first_maximum_along(
+    x: Array, position: Array, axis: int, window: int, stride: int, pair: sizes.Pair, outputs: int
+) -> tuple[Array, Array]:
+    """The maximum of each window along one axis and its position, which is -1 for padding."""
+    x, position = pad_along(x, axis, pair, lowest(x.dtype)), pad_along(position, axis, pair, jnp.int32(-1))
+    seen = lambda tap: (seen_by(tap, x, axis, stride, outputs), seen_by(tap, position, axis, stride, outputs))
+    return functools.reduce(_first_of_the_larger, map(seen, range(window)))
+
+
+def _first_of_the_larger(best: tuple[Array, Array], candidate: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The larger of two (value, position) pairs, the earlier where they are equal; anything beats padding."""
+    (x, i), (y, j) = best, candidate
+    later = (y > x) | (i < 0)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        later |= jnp.isnan(y) & ~jnp.isnan(x)
+    return jnp.where(later, y, x), jnp.where(later, j, i)
+
+
+def max_unpool(pooled: ArrayLike, switches: ArrayLike, output_space: Sequence[int], *, overlap: str = "sum") -> Array:
+    """Each value at its switch, and zero everywhere else: a partial inverse of `max_pool_with_switches`.
+
+    Where windows overlap, several values can have one switch. In what was pooled they were one number, but not in what
+    a deconvnet brings down from the layer above, so there is a choice (PyTorch's `max_unpool2d` leaves it undefined):
+
+        "sum" adds them. This is the transpose of the selection, hence the gradient of max pooling, and linear; but
+        `max_unpool(*max_pool_with_switches(x, ...), space)` is a multiple of x at a switch that windows share.
+
+        "last" places one of them, that of the last window in row-major order. No value is counted twice, and unpooling
+        what was pooled puts exactly the maxima back.
+
+    The two are equal where no switches coincide, in particular where windows do not overlap.
+
+    "last" is deterministic on every backend. "sum" adds by a scatter: on GPU its rounding may vary from run to run
+    where three or more values meet, unless XLA runs with --xla_gpu_deterministic_ops=true.
+
+    Source: Zeiler and Fergus, arXiv:1311.2901, section 2.1 ("place the reconstructions"); that the sum is the gradient:
+    Simonyan, Vedaldi and Zisserman, "Deep inside convolutional networks", arXiv:1312.6034, section 4.
+
+    Args:
+      pooled: [..., *pooled_space, channel], with as many spatial axes as `output_space` has entries.
+      switches: integers of the same shape: positions among the prod(output_space) of the output, flattened row by row;
+        a value whose switch is negative or beyond the last position goes nowhere.
+      output_space: spatial shape of the output, that of the input that was pooled.
+      overlap: "sum" or "last".
+
+    Returns:
+      [..., *output_space, channel], of the dtype of `pooled`. bfloat16 and float16 are summed in float32.
+
+    Raises:
+      InputError: shapes do not agree, or `overlap` is unknown.
+      TypeError: switches that are not integers, or boolean `pooled`.
+    """
+    pooled, switches = jnp.asarray(pooled), jnp.asarray(switches)
+    space = sizes.per_axis("output_space", output_space, sizes.number_of_axes("output_space", output_space))
+    if pooled.dtype == jnp.bool_:
+        raise TypeError(f"pooled must hold numbers: got {pooled.dtype}")
+    if not jnp.issubdtype(switches.dtype, jnp.integer):
+        raise TypeError(f"switches must hold integers: got {switches.dtype}")
+    if pooled.ndim < len(space) + 1:
+        raise InputError(
+            f"pooled must have {len(space)} spatial axes and then one of channels for output_space {space}: "
+            f"got shape {pooled.shape}"
+        )
+    if switches.shape != pooled.shape:
+        raise InputError(f"switches must have the shape of pooled, {pooled.shape}: got {switches.shape}")
+    if overlap not in OVERLAPS:
+        raise unknown("overlap", overlap, OVERLAPS)
+
+    batch, windows, channels = pooled.shape[: -len(space) - 1], pooled.shape[-len(space) - 1 : -1], pooled.shape[-1]
+    flat = (math.prod(batch), math.prod(windows), channels)
+    values, to = pooled.reshape(flat), switches.reshape(flat)
+    place = {"sum": _sum_at, "last": _last_at}[overlap]
+    return place(values, to, math.prod(space)).reshape(*batch, *space, channels)
+
+
+def _sum_at(values: Array, to: Array, positions: int) -> Array:
+    """y[b, to[b, w, c], c] += values[b, w, c]: [batch, position, channel]."""
+    half = jnp.issubdtype(values.dtype, jnp.floating)
+    accumulator = jnp.promote_types(values.dtype, jnp.float32) if half else values.dtype
+    zeros = jnp.zeros((len(values), positions, values.shape[2]), accumulator)
+    return zeros.at[_places(to, positions)].add(values.astype(accumulator), mode="drop").astype(values.dtype)
+
+
+def _last_at(values: Array, to: Array, positions: int) -> Array:
+    """y[b, i, c] = values[b, w, c] for the last w with to[b, w, c] = i: [batch, position, channel]."""
+    batch, number_of_windows, channels = values.shape
+    if number_of_windows == 0:
+        return jnp.zeros((batch, positions, channels), values.dtype)
+    # Which window wins is a maximum, which has no order to depend on; and as each wins in one place at most, nothing
+    # is added to anything, here or in the gradient.
+    nobody = jnp.full((batch, positions, channels), -1, jnp.int32)
+    window = jnp.arange(number_of_windows, dtype=jnp.int32)[:, None]
+    winner = nobody.at[_places(to, positions)].max(window, mode="drop")
+    return jnp.where(winner < 0, 0, jnp.take_along_axis(values, jnp.maximum(winner, 0), axis=1))
+
+
+def _places(to: Array, positions: int) -> tuple[Array, Array, Array]:
+    """Indices [batch, window, channel] of what goes where; a negative one, which would count from the end, is moved
+    beyond the last."""
+    batch, _, channels = to.shape
+    if to.dtype.itemsize < 4:
+        to = to.astype(jnp.int32)  # `positions` may be more than it can hold
+    return jnp.arange(batch)[:, None, None], jnp.where(to < 0, positions, to), jnp.arange(channels)
