@@ -86,7 +86,7 @@ def conv_spec(
             f"got shapes {lhs_shape} and {rhs_shape}"
         )
     axes = len(lhs_shape) - 2
-    numbers = _dimension_numbers(dimension_numbers, lhs_shape, rhs_shape)
+    numbers = dimension_numbers_of(dimension_numbers, lhs_shape, rhs_shape)
     lhs_space = tuple(lhs_shape[i] for i in numbers.lhs_spec[2:])
     rhs_space = tuple(rhs_shape[i] for i in numbers.rhs_spec[2:])
     if 0 in rhs_space:
@@ -143,7 +143,14 @@ def _check_dtypes(lhs: Any, rhs: Any, preferred: Any) -> None:
         )
 
 
-def _dimension_numbers(given: Any, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...]) -> lax.ConvDimensionNumbers:
+def dimension_numbers_of(
+    given: Any, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...]
+) -> lax.ConvDimensionNumbers:
+    """The axes that `dimension_numbers` names, as `lax.conv_general_dilated` reads them.
+
+    Raises:
+      InputError: it is none of None, three strings and a `ConvDimensionNumbers`, or does not fit the shapes.
+    """
     rank = len(lhs_shape)
     if isinstance(given, lax.ConvDimensionNumbers):
         if all(sorted(spec) == list(range(rank)) for spec in given):
