@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from plain_flax import LeNet5Modern as PlainLeNet5Modern
 
 from cnnjax import models
 from cnnjax.data import Arrays, batch_indices
@@ -60,20 +61,6 @@ class PlainLeNet5(nn.Module):
         x = squash(nn.Conv(120, (5, 5), padding="VALID")(x)).reshape(len(x), -1)
         x = squash(nn.Dense(84)(x))
         return -jnp.square(x[:, None, :] - jnp.asarray(CODES, jnp.float32)).sum(-1)
-
-
-class PlainLeNet5Modern(nn.Module):
-    """The network of today."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-        x = nn.max_pool(nn.relu(nn.Conv(6, (5, 5), padding="VALID")(x)), (2, 2), strides=(2, 2))
-        x = nn.max_pool(nn.relu(nn.Conv(16, (5, 5), padding="VALID")(x)), (2, 2), strides=(2, 2))
-        x = x.reshape(len(x), -1)
-        x = nn.relu(nn.Dense(120)(x))
-        x = nn.relu(nn.Dense(84)(x))
-        return nn.Dense(10)(x)
 
 
 def plain(module: nn.Module, images: np.ndarray, labels: np.ndarray, batch_size: int):
