@@ -78,16 +78,12 @@ def by_winograd(x: Array, w: Array, g: Geometry) -> Array:
 @functools.cache
 def _methods(names: table.Methods) -> dense.Convolution:
     """The convolution with the given ways to compute it, its input's gradient and its kernel's."""
-    return bilinear(FORWARD[names.forward], INPUT[names.input], KERNEL[names.kernel])
+    return bilinear(FORWARD[names.forward], INPUT[names.input], KERNEL[names.kernel], names.keep)
 
 
 FORWARD = {"xla": dense.by_xla, "patches": dense.by_patches}
 INPUT = {name: dense.input_gradient(convolution) for name, convolution in FORWARD.items()}
-KERNEL = {
-    "xla": dense.kernel_by_xla,
-    "patches": dense.kernel_by_patches,
-    "half patches": dense.kernel_by_half_patches,
-}
+KERNEL = {"xla": dense.kernel_by_xla, "patches": dense.kernel_by_patches}
 
 
 # --- A kernel over the whole input ------------------------------------------------------------------------------------

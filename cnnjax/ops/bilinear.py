@@ -21,6 +21,7 @@ def bilinear(
     forward: Callable[[Array, Array, Any], Array],
     for_input: Callable[[Array, Array, Any], Array],
     for_kernel: Callable[[Array, Array, Any], Array],
+    keep: bool = False,
 ) -> Callable[[Array, Array, Any], Array]:
     """The function `forward`, differentiated by two given gradients.
 
@@ -28,6 +29,7 @@ def bilinear(
       forward: y = forward(x, w, g), linear in x and in w; g is static and hashable.
       for_input: the gradient of <y, dy> in x, as for_input(dy, w, g); linear in dy.
       for_kernel: the gradient of <y, dy> in w, as for_kernel(x, dy, g); linear in dy.
+      keep: whether x and dy are kept in memory for the gradients, rather than computed again: see `opaque_one`.
 
     Returns:
       A function with the signature and the values of `forward`, differentiable in both modes and any number of times.
@@ -41,8 +43,8 @@ def bilinear(
     def _(g, primals, tangents):
         x, w = primals
         dx, dw = tangents
-        one = opaque_one(w)
-        x = x / one  # kept in memory: see `opaque_one`
+        one = opaque_one(w) if keep else 1
+        x = x / one if keep else x
         y = product(x, w, g)
         dy = jax.ShapeDtypeStruct(y.shape, y.dtype)
         terms = []
@@ -50,7 +52,8 @@ def bilinear(
             terms += jax.linear_transpose(lambda dy: for_input(dy, w, g), dy)(dx)
         if not isinstance(dw, SymbolicZero):
             terms += jax.linear_transpose(lambda dy: for_kernel(x, dy, g), dy)(dw)
-        return y, sum(terms[1:], terms[0]) / one
+        tangent = sum(terms[1:], terms[0])
+        return y, tangent / one if keep else tangent
 
     return product
 

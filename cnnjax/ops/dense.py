@@ -215,24 +215,6 @@ def kernel_by_patches(x: Array, dy: Array, g: Geometry) -> Array:
     return dw.reshape(*g.taps, x.shape[-1], dy.shape[-1])
 
 
-def kernel_by_half_patches(x: Array, dy: Array, g: Geometry) -> Array:
-    """dw as one product of two smaller matrices of patches: of x along the last axis, of dy along the others.
-
-    In two dimensions, with taps (i, j): dw[i, j, c, f] = sum over n, r, q of  x[n, r, q + j, c] dy[n, r - i, q, f],
-    where dy is zero outside. So each side is laid out along one axis only, k times its size where the matrix of all
-    patches is k^2 times that of x. Needs stride 1 and no dilation along all axes but the last.
-    """
-    *outer, last = g.taps
-    x = pad(x, to_last_window(g))
-    rank, channels, features = len(g.taps), x.shape[-1], dy.shape[-1]
-    ones = (1,) * (rank - 1)
-    p = matrix_of_patches(x, (*ones, last), (*ones, g.strides[-1]), (*ones, g.dilation[-1]))
-    dy = pad(dy, [*((k - 1, k - 1) for k in outer), (0, 0)])
-    d = matrix_of_patches(dy, (*outer, 1), (1,) * rank, (1,) * rank)  # its tap a is tap k - 1 - a of the kernel
-    dw = contract_rows(p, d, g).reshape(last, channels, *outer, features)
-    return lax.rev(dw.transpose(*range(2, rank + 1), 0, 1, rank + 1), tuple(range(rank - 1)))
-
-
 def contract_rows(a: Array, b: Array, g: Geometry) -> Array:
     """a^T b, for two tall matrices; written as (b^T a)^T, which is up to twice as fast where b is the narrower."""
     return lax.dot_general(b, a, (((0,), (0,)), ((), ())), precision=g.precision).T

@@ -34,8 +34,8 @@ def patches(x: Array, taps: Sequence[int], strides: Sequence[int], dilation: Seq
             limit = (fits[axis] - 1) * strides[axis] + 1
             starts = [k * dilation[axis] for k in range(taps[axis])]
             seen = [lax.slice_in_dim(x, a, a + limit, strides[axis], axis + 1) for a in starts]
-            x = jnp.stack(seen, axis=rank + 1)  # the taps of this axis go before those of the axes after it
-        return x
+            x = jnp.concatenate(seen, axis=-1)  # the taps of this axis go before those of the axes after it
+        return x.reshape(batch, *fits, *taps, channels)
     starts = [np.arange(count) * s for count, s in zip(fits, strides, strict=True)]
     starts[-1] = starts[-1] * channels
     indices = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).astype(np.int32)

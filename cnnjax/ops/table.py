@@ -21,7 +21,9 @@ class Methods(NamedTuple):
     input: str
     """"xla" or "patches"."""
     kernel: str
-    """"xla", "patches" or "half patches"."""
+    """"xla" or "patches"."""
+    keep: bool = False
+    """Whether the input and the output's gradient are kept in memory for the gradients (`cnnjax.ops.bilinear`)."""
 
 
 CLASSES = {
@@ -41,7 +43,7 @@ FLOAT32 = {
     "few channels": Methods("xla", "xla", "xla"),
     "strided": Methods("xla", "xla", "patches"),
     "small": Methods("xla", "xla", "patches"),
-    "many channels": Methods("xla", "xla", "half patches"),
+    "many channels": Methods("xla", "xla", "xla", keep=True),
 }
 
 FLOAT64 = dict.fromkeys(CLASSES, Methods("patches", "patches", "patches"))
