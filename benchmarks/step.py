@@ -1,6 +1,6 @@
 """Milliseconds per training step: cnnjax against the same networks in plain Flax and in PyTorch.
 
-    python benchmarks/step.py [--networks NAME ...] [--rounds 7] [--seconds 1] [--no-torch] [--batch-size N]
+    python benchmarks/step.py [--networks NAME ...] [--rounds 7] [--seconds 1] [--no-torch] [--batch-size N] [--fresh]
     python benchmarks/step.py --profile NETWORK
 
 Every contestant trains the same network, from the same parameters (this is checked: equal shapes, equal logits), on
@@ -13,10 +13,14 @@ Rounds are interleaved in one process (`timing.py`); what counts is the ratio of
 geometric means over the networks, and everything as one line of JSON. Progress goes to stderr. The first run is minutes
 longer than the next: PyTorch's compiler keeps what it compiled.
 
+Freed memory is kept for all contestants, as cnnjax's commands do for themselves (`cnnjax.memory`); with `--fresh` the C
+library does what it does by default, and gives large blocks back to the system.
+
 `--profile` shows instead where the time of cnnjax's step goes, by XLA's operations, and what the arithmetic of its
 convolutions and dense layers would take at the speed of a large matrix product.
 """
 
+# ruff: noqa: E402
 import argparse
 import collections
 import functools
@@ -35,6 +39,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from cnnjax.memory import keep_freed_memory
+
+KEPT = "--fresh" not in sys.argv and keep_freed_memory()  # before NumPy is imported, and starts its threads
 
 import flax.linen as nn
 import jax
@@ -373,6 +381,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "dtype": "bfloat16" if on_gpu() else "float32",
+        "freed_memory_kept": KEPT,
     }
 
 
@@ -537,6 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of a contestant's turn in a round")
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--batch-size", type=int, help="128, and 64 of resnet18; 1024 and 512 on a GPU")
+    parser.add_argument("--fresh", action="store_true", help="leave freed memory to the C library")
     parser.add_argument("--profile", choices=NETWORKS, metavar="NAME", help="where the time of cnnjax's step goes")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or (options.batch_size is not None and options.batch_size < 1):

@@ -82,6 +82,6 @@ def methods(x: Array, w: Array, g: Geometry) -> Methods:
 def is_default(precision: Any) -> bool:
     """Whether nobody asks for more digits than the backend's fastest products have."""
     if precision is None:
-        precision = jax.config.jax_default_matmul_precision  # ty: ignore[unresolved-attribute]
+        precision = jax.config.jax_default_matmul_precision  # ty: ignore[missing-attribute]
     each = precision if isinstance(precision, tuple) else (precision,)
     return all(p in (None, lax.Precision.DEFAULT, "default", "fastest", "bfloat16") for p in each)

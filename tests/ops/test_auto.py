@@ -1,0 +1,108 @@
+"""What `auto` chooses on CPU: every class of its table against the oracle, and what the choices promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from cnnjax.ops import conv_general_dilated, reference, table, winograd
+from cnnjax.ops.bilinear import opaque_one
+from cnnjax.ops.dense import Geometry
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+# A convolution of each class: (input, kernel, strides, padding, kernel dilation).
+EXAMPLES = {
+    "pointwise": ((2, 7, 6, 5), (1, 1, 5, 4), (2, 1), ((0, 0), (0, 0)), (1, 1)),
+    "three taps": ((2, 9, 6, 32), (3, 1, 32, 33), (1, 1), ((1, 1), (0, -1)), (1, 1)),
+    "one channel": ((2, 9, 8, 1), (5, 4, 1, 3), (2, 1), ((2, 1), (0, 0)), (1, 1)),
+    "few channels": ((2, 7, 8, 3), (3, 3, 3, 4), (1, 2), ((1, 1), (2, 0)), (1, 2)),
+    "strided": ((2, 9, 8, 16), (3, 3, 16, 4), (2, 2), ((1, 1), (1, 1)), (1, 1)),
+    "small": ((2, 4, 6, 16), (3, 4, 16, 5), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "many channels": ((2, 8, 9, 17), (3, 5, 17, 5), (1, 1), ((1, 1), (-1, 2)), (1, 1)),
+}
+
+
+def geometry(shape, kernel, strides, padding, dilation):
+    return Geometry(shape[1:-1], kernel[:-2], strides, padding, dilation)
+
+
+def test_there_is_an_example_of_every_class():
+    assert set(EXAMPLES) == set(table.CLASSES) == set(table.FLOAT32) == set(table.FLOAT64)
+    for name, example in EXAMPLES.items():
+        assert table.shape_class(jnp.zeros(example[0]), jnp.zeros(example[1]), geometry(*example)) == name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_class(name, dtype):
+    """Value, gradients and jvp, jitted, against the oracle and the derivatives of `lax` in float64."""
+    shape, kernel, strides, padding, dilation = EXAMPLES[name]
+    rng = np.random.default_rng(0)
+    x, w, tx, tw = (rng.normal(size=s) for s in (shape, kernel, shape, kernel))
+    expected = reference.conv_general_dilated(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=NHWC)
+    dy = rng.normal(size=expected.shape)
+
+    @jax.jit(static_argnums=0)
+    def everything(convolve, x, w, tx, tw, dy):
+        f = lambda x, w: convolve(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=NHWC)
+        y, pull = jax.vjp(f, x, w)
+        second = jax.jvp(lambda x, w: jax.vjp(f, x, w)[1](dy), (x, w), (tx, tw))[1]
+        return y, pull(dy), jax.jvp(f, (x, w), (tx, tw))[1], second
+
+    with jax.enable_x64(True):
+        exact = everything(lax.conv_general_dilated, x, w, tx, tw, dy)
+        np.testing.assert_allclose(exact[0], expected, rtol=1e-12, atol=1e-12)
+        got = everything(conv_general_dilated, *(a.astype(dtype) for a in (x, w, tx, tw, dy)))
+    tolerance = 1e-12 if dtype == np.float64 else 5e-6
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+def test_winograd_is_for_those_who_ask_for_no_more_digits():
+    """In float32 it keeps within its bound; asked for precision, by argument or by context, `auto` adds up directly."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, 12, 12, 64)), rng.normal(size=(3, 3, 64, 32))
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    exact = reference.conv_general_dilated(x.astype(float), w.astype(float), (1, 1), "SAME", dimension_numbers=NHWC)
+    f = lambda precision: jax.jit(
+        lambda x, w: conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC, precision=precision)
+    )
+    error = lambda y: np.abs(np.asarray(y, float) - exact).max()
+    scale = np.abs(x).max() * np.abs(w).sum((0, 1, 2)).max()
+    default = error(f(None)(x, w))
+    assert default <= winograd.error_factor(9 * 64, (3, 3)) * 2**-24 * scale
+    with jax.default_matmul_precision("highest"):
+        by_context = error(f(None)(x, w))
+    for direct in (by_context, error(f("highest")(x, w)), error(f((lax.Precision.HIGHEST,) * 2)(x, w))):
+        assert direct < default / 2
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(f(None))(x, w))
+    assert "conv_general_dilated" in str(jax.make_jaxpr(f("highest"))(x, w))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3e38, 1e-45, np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
+def test_one_is_one(value, dtype):
+    """Whatever the kernel holds."""
+    with jax.enable_x64(True):
+        one = jax.jit(opaque_one)(jnp.full((2, 2), value, dtype))
+        assert one.dtype == dtype
+        assert one == 1
+
+
+def test_an_accelerator_gets_its_own_convolution(monkeypatch):
+    """Elsewhere than on CPU it is XLA's; grouped ones are split, so that a sharded batch is not gathered."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jnp.ones((2, 6, 6, 8))
+    for groups, expected in ((1, 1), (8, 1), (4, 4)):
+        w = jnp.ones((3, 3, 8 // groups, 8))
+        f = lambda x, w, groups=groups: conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=groups
+        )
+        assert str(jax.make_jaxpr(f)(x, w)).count("conv_general_dilated[") == expected
+        np.testing.assert_allclose(
+            f(x, w),
+            reference.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=groups),
+        )
