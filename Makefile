@@ -7,7 +7,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help quickstart test test-slow lint format types benchmark notebooks clean
+.PHONY: help quickstart test test-slow equivalence lint format types benchmark notebooks clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -30,6 +30,10 @@ test: $(VENV)/.installed-$(EXTRAS)              ## the tests, some minutes on tw
 
 test-slow: $(VENV)/.installed-$(EXTRAS)         ## the tests that take longer
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+equivalence: $(VENV)/.installed-$(EXTRAS)       ## every convolution against its definition, in 3,000 cases
+	$(BIN)/python tests/ops/equivalence.py --workers $(WORKERS) --write docs/equivalence.md
+	$(BIN)/python -m pytest -n $(WORKERS) -m equivalence
 
 lint: $(VENV)/.installed-dev                    ## ruff
 	$(BIN)/ruff check .

@@ -25,9 +25,7 @@ from cnnjax.ops import (
 
 # Those that multiply and add the numbers as they are: on small integers they are exact.
 EXACT = [name for name in CONV_IMPLEMENTATIONS if name not in ("winograd", "fft")]
-EVERY_CONVOLUTION = {name: conv_implementation(name) for name in EXACT} | {
-    "numpy": reference.conv_general_dilated
-}
+EVERY_CONVOLUTION = {name: conv_implementation(name) for name in EXACT} | {"numpy": reference.conv_general_dilated}
 
 A = np.array(
     [
