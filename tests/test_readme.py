@@ -6,6 +6,8 @@ import pathlib
 import re
 from unittest import mock
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -131,9 +133,15 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
     found = {path.name for path in (tmp_path / "runs" / "first").iterdir() if not path.name.startswith(".")}
     assert names == found
     assert json.loads(pathlib.Path("runs/first/result.json").read_text())["steps"] == 300
-    (snippet,) = [text for name, language, text in BLOCKS if language == "python" and not name]
     scope: dict = {}
-    exec(snippet, scope)
+    for snippet in [text for name, language, text in BLOCKS if language == "python" and not name]:
+        exec(snippet, scope)
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    (theirs, variables), (ours, _) = [
+        layer.init_with_output(jax.random.key(0), image) for layer in (nn.Conv(4, (3, 3)), scope["Conv"](4, (3, 3)))
+    ]
+    assert set(variables["params"]) == {"kernel", "bias"}
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     assert models.count_parameters(scope["variables"]) == 61_706
     assert scope["config"] == cnnjax.load("runs/first")[2]
     assert scope["model"].apply(scope["variables"], np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
