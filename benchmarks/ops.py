@@ -345,7 +345,7 @@ def tune(variable: str, dtype: Any, batch: int, budget: Budget) -> dict[str, Any
     """Measures one table of `cnnjax/ops/table.py` and prints it as Python source; returns the ratios."""
     classes: dict[str, list[Layer]] = {name: [] for name in table.CLASSES}
     for it in representatives(batch):
-        classes[table.shape_class(*map(jnp.empty, (it.x, it.w)), it.geometry)].append(it)
+        classes[table.shape_class(jnp.empty(it.w), it.geometry)].append(it)
     if not all(classes.values()):
         raise SystemExit(f"no representatives of {[name for name, layers in classes.items() if not layers]}")
     lines, report = [], {}
@@ -357,7 +357,8 @@ def tune(variable: str, dtype: Any, batch: int, budget: Budget) -> dict[str, Any
             fastest.append(min(means[which], key=lambda method: means[which][method]))
         if name == "three taps" and dtype == jnp.float32:  # Winograd's gradients come with it
             say(f"{variable}, {name}, all of it by {fastest} and by Winograd")
-            separate = bilinear(*(methods[m] for (methods, _), m in zip(PASSES.values(), fastest, strict=True)))
+            y, dx, dw = (methods[m] for (methods, _), m in zip(PASSES.values(), fastest, strict=True))
+            separate = bilinear(y, dx, dw)
             whole = lambda f: lambda x, w, g: differentiate(lambda x, w: f(x, w, g), x, w)
             both = {"separate": whole(separate), "winograd": whole(auto.by_winograd)}
             means["all three"] = relative(both, "x w", layers, dtype, budget)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from cnnjax.ops import conv_general_dilated, sizes
-from cnnjax.ops.conv_spec import conv_spec
+from cnnjax.ops.conv_spec import channels_last_numbers, conv_spec
 from cnnjax.ops.errors import InputError, unknown
 from cnnjax.ops.local import conv_local
 from cnnjax.ops.transposed import as_dilated_convolution
@@ -210,8 +210,7 @@ class ConvLocal(nn.Module):
             inputs, padding = _continued(inputs, padding, tuple(map(sizes.dilated, kernel_size, kernel_dilation)))
 
         channels = inputs.shape[-1]
-        space = "0123456789"[:axes]
-        layout = (f"N{space}C", f"{space}IO", f"N{space}C")
+        layout = channels_last_numbers(axes)
         shared = conv_spec(  # a convolution with these windows
             jax.ShapeDtypeStruct(inputs.shape, jnp.float32),
             jax.ShapeDtypeStruct((*kernel_size, channels, self.features), jnp.float32),

@@ -13,10 +13,10 @@ from jax import Array, lax
 
 from cnnjax.ops import dense, table, winograd
 from cnnjax.ops.bilinear import bilinear
-from cnnjax.ops.conv_spec import ConvSpec
+from cnnjax.ops.conv_spec import ConvSpec, channels_last_numbers
 from cnnjax.ops.dense import Geometry
-from cnnjax.ops.group import channels_last, depthwise, is_depthwise, one_group, to_output
-from cnnjax.ops.layout import accumulator_dtype, result_dtype
+from cnnjax.ops.group import depthwise, is_depthwise, one_group
+from cnnjax.ops.layout import accumulator_dtype, channels_last, result_dtype, to_output
 from cnnjax.ops.xla import conv_xla
 
 
@@ -54,9 +54,7 @@ def is_grouped(lhs: Array, spec: ConvSpec) -> bool:
 
 def one_group_by_xla(x: Array, w: Array, spec: ConvSpec) -> Array:
     """The same convolution of one group, of [batch, *space, channel] by [*tap, channel, feature], as XLA's."""
-    space = range(1, len(spec.output_space) + 1)
-    images, kernel = (0, len(space) + 1, *space), (len(space) + 1, len(space), *range(len(space)))
-    numbers = lax.ConvDimensionNumbers(images, kernel, images)
+    numbers = channels_last_numbers(len(spec.output_space))
     return conv_xla(
         x, w, dataclasses.replace(spec, dimension_numbers=numbers, feature_group_count=1, batch_group_count=1)
     )
@@ -64,7 +62,7 @@ def one_group_by_xla(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 def convolve(x: Array, w: Array, g: Geometry) -> Array:
     """y of `cnnjax.ops.dense`, for the gradients too by the methods that the table names."""
-    names = table.methods(x, w, g)
+    names = table.methods(w, g)
     return by_winograd(x, w, g) if names.forward == "winograd" else _methods(names)(x, w, g)
 
 

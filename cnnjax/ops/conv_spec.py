@@ -80,13 +80,8 @@ def conv_spec(
         )
     _check_dtypes(lhs.dtype, rhs.dtype, preferred_element_type)
     lhs_shape, rhs_shape = tuple(lhs.shape), tuple(rhs.shape)
-    if len(lhs_shape) != len(rhs_shape) or len(lhs_shape) < 2:
-        raise InputError(
-            "lhs and rhs must have the same rank, 2 plus the number of spatial axes: "
-            f"got shapes {lhs_shape} and {rhs_shape}"
-        )
-    axes = len(lhs_shape) - 2
     numbers = dimension_numbers_of(dimension_numbers, lhs_shape, rhs_shape)
+    axes = len(lhs_shape) - 2
     lhs_space = tuple(lhs_shape[i] for i in numbers.lhs_spec[2:])
     rhs_space = tuple(rhs_shape[i] for i in numbers.rhs_spec[2:])
     if 0 in rhs_space:
@@ -143,15 +138,27 @@ def _check_dtypes(lhs: Any, rhs: Any, preferred: Any) -> None:
         )
 
 
+def channels_last_numbers(axes: int) -> lax.ConvDimensionNumbers:
+    """Input and output [batch, *space, channel], kernel [*tap, channel, feature], with that many spatial axes."""
+    images = (0, axes + 1, *range(1, axes + 1))
+    return lax.ConvDimensionNumbers(images, (axes + 1, axes, *range(axes)), images)
+
+
 def dimension_numbers_of(
     given: Any, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...]
 ) -> lax.ConvDimensionNumbers:
     """The axes that `dimension_numbers` names, as `lax.conv_general_dilated` reads them.
 
     Raises:
-      InputError: it is none of None, three strings and a `ConvDimensionNumbers`, or does not fit the shapes.
+      InputError: the ranks differ, or it is none of None, three strings and a `ConvDimensionNumbers`, or does not fit
+        the shapes.
     """
     rank = len(lhs_shape)
+    if rank != len(rhs_shape) or rank < 2:
+        raise InputError(
+            "lhs and rhs must have the same rank, 2 plus the number of spatial axes: "
+            f"got shapes {lhs_shape} and {rhs_shape}"
+        )
     if isinstance(given, lax.ConvDimensionNumbers):
         if all(sorted(spec) == list(range(rank)) for spec in given):
             return given

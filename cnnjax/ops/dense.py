@@ -22,6 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from cnnjax.ops.conv_spec import channels_last_numbers
 from cnnjax.ops.patches import matrix_of_patches
 from cnnjax.ops.sizes import Pair, dilated
 
@@ -82,14 +83,13 @@ def by_xla(x: Array, w: Array, g: Geometry) -> Array:
     if single:
         x, w = x[:, None], w[None]
         strides, padding, dilation = [1, *strides], [(0, 0), *padding], [1, *dilation]
-    space = "DHW"[3 - len(strides) :]
     y = lax.conv_general_dilated(
         x,
         w,
         strides,
         padding,
         rhs_dilation=dilation,
-        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        dimension_numbers=channels_last_numbers(len(strides)),
         precision=g.precision,
     )
     return y[:, 0] if single else y

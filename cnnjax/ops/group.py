@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from cnnjax.ops import dense, layout
 from cnnjax.ops.conv_spec import ConvSpec
@@ -58,7 +58,7 @@ def is_depthwise(lhs: Array, spec: ConvSpec) -> bool:
 def depthwise(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     """One channel a group: the sum over taps, element by element; arguments as for `by_group`."""
     accumulator = layout.accumulator_dtype(lhs, spec)
-    x, w = channels_last(lhs.astype(accumulator), rhs.astype(accumulator), spec)
+    x, w = layout.channels_last(lhs.astype(accumulator), rhs.astype(accumulator), spec)
     features = w.shape[-1]
     if 0 in (*x.shape, *w.shape, *spec.output_space):
         y = jnp.zeros((len(x), *spec.output_space, features), accumulator)
@@ -68,17 +68,4 @@ def depthwise(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         none = ((0, 0),) * len(spec.padding)
         g = Geometry(x.shape[1:-1], w.shape[:-2], spec.window_strides, none, spec.rhs_dilation)
         y = dense.by_channel(x, w[..., 0, :], g)
-    return to_output(y, spec).astype(layout.result_dtype(lhs, spec))
-
-
-def channels_last(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:
-    """[batch, *space, channel] and [*tap, channel of a group, feature]."""
-    batch, channel, *space = spec.dimension_numbers.lhs_spec
-    feature, per_group, *taps = spec.dimension_numbers.rhs_spec
-    return lax.transpose(lhs, (batch, *space, channel)), lax.transpose(rhs, (*taps, per_group, feature))
-
-
-def to_output(y: Array, spec: ConvSpec) -> Array:
-    """[batch, *output_space, feature] with the output's own axes."""
-    batch, feature, *space = spec.dimension_numbers.out_spec
-    return jnp.moveaxis(y, range(y.ndim), (batch, *space, feature))
+    return layout.to_output(y, spec).astype(layout.result_dtype(lhs, spec))

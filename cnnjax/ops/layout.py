@@ -25,10 +25,32 @@ def accumulator_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
     return jnp.promote_types(jnp.promote_types(lhs.dtype, result_dtype(lhs, spec)), jnp.float32)
 
 
+def channels_last(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:
+    """[batch, *space, channel] and [*tap, channel of a group, feature]."""
+    return input_channels_last(lhs, spec), kernel_channels_last(rhs, spec)
+
+
+def input_channels_last(lhs: Array, spec: ConvSpec) -> Array:
+    """The input as [batch, *space, channel]."""
+    batch, channel, *space = spec.dimension_numbers.lhs_spec
+    return lax.transpose(lhs, (batch, *space, channel))
+
+
+def kernel_channels_last(rhs: Array, spec: ConvSpec) -> Array:
+    """The kernel as [*tap, channel of a group, feature]."""
+    feature, channel, *taps = spec.dimension_numbers.rhs_spec
+    return lax.transpose(rhs, (*taps, channel, feature))
+
+
+def to_output(y: Array, spec: ConvSpec) -> Array:
+    """[batch, *output_space, feature] with the output's own axes."""
+    batch, feature, *space = spec.dimension_numbers.out_spec
+    return jnp.moveaxis(y, range(y.ndim), (batch, *space, feature))
+
+
 def input_by_group(lhs: Array, spec: ConvSpec) -> Array:
     """The input as [group, batch, *space, channel], not yet padded."""
-    batch, channel, *space = spec.dimension_numbers.lhs_spec
-    x = lax.transpose(lhs, (batch, *space, channel))
+    x = input_channels_last(lhs, spec)
     n, *size, c = x.shape
     if spec.batch_group_count > 1:
         return x.reshape(spec.batch_group_count, n // spec.batch_group_count, *size, c)
@@ -38,8 +60,7 @@ def input_by_group(lhs: Array, spec: ConvSpec) -> Array:
 
 def kernel_by_group(rhs: Array, spec: ConvSpec) -> Array:
     """The kernel as [group, *tap, channel, feature]: either kind of group owns a run of output features."""
-    feature, channel, *space = spec.dimension_numbers.rhs_spec
-    w = lax.transpose(rhs, (*space, channel, feature))
+    w = kernel_channels_last(rhs, spec)
     groups = spec.feature_group_count * spec.batch_group_count  # one of them is 1
     w = w.reshape(*w.shape[:-1], groups, w.shape[-1] // groups)
     return jnp.moveaxis(w, -2, 0)
@@ -77,5 +98,4 @@ def output(y: Array, spec: ConvSpec) -> Array:
     """From [group, batch, *output_space, feature] to the output's own axes, groups side by side in the features."""
     y = jnp.moveaxis(y, 0, -2)
     y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
-    batch, feature, *space = spec.dimension_numbers.out_spec
-    return jnp.moveaxis(y, range(y.ndim), (batch, *space, feature))
+    return to_output(y, spec)

@@ -66,11 +66,6 @@ def conv_local(
       TypeError: integer operands, or operands of two dtypes.
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
-    if lhs.ndim != rhs.ndim or lhs.ndim < 2:
-        raise InputError(
-            "lhs and rhs must have the same rank, 2 plus the number of spatial axes: "
-            f"got shapes {lhs.shape} and {rhs.shape}"
-        )
     numbers = dimension_numbers_of(dimension_numbers, lhs.shape, rhs.shape)
     filter_shape = sizes.per_axis("filter_shape", filter_shape, lhs.ndim - 2)
     feature, channel, *space = numbers.rhs_spec

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cnnjax.ops import sizes
-from cnnjax.ops.conv_spec import ConvSpec, conv_spec
+from cnnjax.ops.conv_spec import ConvSpec, channels_last_numbers, conv_spec
 from cnnjax.ops.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,7 +111,6 @@ def convolution_matrix(
     if not isinstance(feature_group_count, numbers.Integral) or feature_group_count < 1:
         raise InputError(f"feature_group_count must be a positive integer: got {feature_group_count!r}")
     channels = group_channels * feature_group_count
-    axes = "0123456789"[: len(space)]
     spec = conv_spec(
         jax.ShapeDtypeStruct((1, *space, channels), jnp.float32),
         jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
@@ -119,7 +118,7 @@ def convolution_matrix(
         padding,
         lhs_dilation,
         rhs_dilation,
-        (f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+        channels_last_numbers(len(space)),
         feature_group_count,
     )
 

@@ -1,4 +1,7 @@
-"""Which method `auto` takes on CPU for which convolution: what `python benchmarks/ops.py --tune` measured.
+"""Which method `auto` takes on CPU for which convolution.
+
+Chosen by hand from timings of single convolutions and of whole training steps, in which what stands around a
+convolution counts too; `python benchmarks/ops.py --tune` times the single ones again, and prints a table to compare.
 
 A convolution belongs to the first class below that fits it; the table names, for each class, the functions of
 `cnnjax.ops.dense` for its value, for the gradient of its input and for that of its kernel.
@@ -50,8 +53,8 @@ FLOAT64 = dict.fromkeys(CLASSES, Methods("patches", "patches", "patches"))
 """XLA's CPU backend has a fast convolution for float32 alone."""
 
 
-def shape_class(x: Array, w: Array, g: Geometry) -> str:
-    """The name in `CLASSES` of a convolution of [batch, *space, channel] by [*tap, channel, feature]."""
+def shape_class(w: Array, g: Geometry) -> str:
+    """The name in `CLASSES` of a convolution by a kernel [*tap, channel, feature]."""
     channels = w.shape[-2]
     if all(k == 1 for k in g.taps):
         return "pointwise"
@@ -65,15 +68,15 @@ def shape_class(x: Array, w: Array, g: Geometry) -> str:
     return "small" if min(g.outputs) <= 4 else "many channels"
 
 
-def methods(x: Array, w: Array, g: Geometry) -> Methods:
-    """The methods for a convolution of [batch, *space, channel] by [*tap, channel, feature], float32 or float64.
+def methods(w: Array, g: Geometry) -> Methods:
+    """The methods for a convolution by a kernel [*tap, channel, feature], float32 or float64.
 
     Winograd's costs digits (`cnnjax.ops.winograd`), so that it is not taken where `precision`, or
     `jax.default_matmul_precision`, asks for more than the default.
     """
-    if x.dtype == jnp.float64:
-        return FLOAT64[shape_class(x, w, g)]
-    found = FLOAT32[shape_class(x, w, g)]
+    if w.dtype == jnp.float64:
+        return FLOAT64[shape_class(w, g)]
+    found = FLOAT32[shape_class(w, g)]
     if found.forward == "winograd" and not is_default(g.precision):
         return FLOAT32["many channels"]
     return found

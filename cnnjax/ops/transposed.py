@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from cnnjax.ops import sizes
 from cnnjax.ops.conv import ConvImplementation, conv_general_dilated
-from cnnjax.ops.conv_spec import dimension_numbers_of
+from cnnjax.ops.conv_spec import channels_last_numbers, dimension_numbers_of
 from cnnjax.ops.errors import InputError, unknown
 
 
@@ -139,15 +139,10 @@ def as_dilated_convolution(
     Raises:
       InputError: as `conv_transpose`, for what it has to look at; the convolution checks the rest.
     """
-    if lhs.ndim != rhs.ndim or lhs.ndim < 2:
-        raise InputError(
-            "lhs and rhs must have the same rank, 2 plus the number of spatial axes: "
-            f"got shapes {lhs.shape} and {rhs.shape}"
-        )
-    axes = lhs.ndim - 2
     if dimension_numbers is None:
-        dimension_numbers = _channels_last(axes)
+        dimension_numbers = channels_last_numbers(lhs.ndim - 2)
     layout = dimension_numbers_of(dimension_numbers, lhs.shape, rhs.shape)
+    axes = lhs.ndim - 2
     strides = sizes.per_axis("strides", strides, axes)
     rhs_dilation = sizes.per_axis("rhs_dilation", (1,) * axes if rhs_dilation is None else rhs_dilation, axes)
     spans = [sizes.dilated(rhs.shape[axis], d) for axis, d in zip(layout.rhs_spec[2:], rhs_dilation, strict=True)]
@@ -161,13 +156,6 @@ def as_dilated_convolution(
         "dimension_numbers": layout,
         "feature_group_count": feature_group_count,
     }
-
-
-def _channels_last(axes: int) -> lax.ConvDimensionNumbers:
-    """Input and output [batch, *space, channel], kernel [*space, channel, feature]."""
-    space = tuple(range(axes))
-    image = (0, axes + 1, *(1 + i for i in space))
-    return lax.ConvDimensionNumbers(image, (axes + 1, axes, *space), image)
 
 
 def _padding(
