@@ -1,7 +1,7 @@
 """The convolution that is fastest for the backend, the dtype and the shape, and safe in loops and under sharding.
 
-What there is to choose from is in `cnnjax.ops.dense`; what is chosen, in `cnnjax.ops.table`. Choices are made while a
-function is traced, from what is known then: shapes, dtypes and `jax.default_backend()`.
+What there is to choose from is in `cnnjax.ops.dense` and `cnnjax.ops.folded`; what is chosen, in `cnnjax.ops.table`.
+Choices are made while a function is traced, from what is known then: shapes, dtypes and `jax.default_backend()`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from cnnjax.ops import dense, table, winograd
 from cnnjax.ops.bilinear import bilinear
 from cnnjax.ops.conv_spec import ConvSpec, channels_last_numbers
 from cnnjax.ops.dense import Geometry
+from cnnjax.ops.folded import by_folding, kernel_by_folding
 from cnnjax.ops.group import depthwise, is_depthwise, one_group
 from cnnjax.ops.layout import accumulator_dtype, channels_last, result_dtype, to_output
 from cnnjax.ops.xla import conv_xla
@@ -79,9 +80,9 @@ def _methods(names: table.Methods) -> dense.Convolution:
     return bilinear(FORWARD[names.forward], INPUT[names.input], KERNEL[names.kernel], names.keep)
 
 
-FORWARD = {"xla": dense.by_xla, "patches": dense.by_patches}
+FORWARD = {"xla": dense.by_xla, "patches": dense.by_patches, "folded": by_folding}
 INPUT = {name: dense.input_gradient(convolution) for name, convolution in FORWARD.items()}
-KERNEL = {"xla": dense.kernel_by_xla, "patches": dense.kernel_by_patches}
+KERNEL = {"xla": dense.kernel_by_xla, "patches": dense.kernel_by_patches, "folded": kernel_by_folding}
 
 
 # --- A kernel over the whole input ------------------------------------------------------------------------------------

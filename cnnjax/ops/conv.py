@@ -84,7 +84,7 @@ def conv_general_dilated(
         "reference": written by hand from the definition (`cnnjax.ops.direct`), differentiable, slow;
         "im2col": one product with the matrix of patches (`cnnjax.ops.im2col`);
         "shift": a sum over kernel taps (`cnnjax.ops.shift`);
-        "winograd": fewer multiplications, for kernels of 3 taps and stride 1 (`cnnjax.ops.winograd`);
+        "winograd": fewer multiplications, for kernels of 3 or 5 taps and stride 1 (`cnnjax.ops.winograd`);
         "fft": a product in the frequency domain, for large kernels (`cnnjax.ops.fft`).
 
     Returns:

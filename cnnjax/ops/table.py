@@ -4,9 +4,10 @@ Chosen by hand from timings of single convolutions and of whole training steps, 
 convolution counts too; `python benchmarks/ops.py --tune` times the single ones again, and prints a table to compare.
 
 A convolution belongs to the first class below that fits it; the table names, for each class, the functions of
-`cnnjax.ops.dense` for its value, for the gradient of its input and for that of its kernel.
+`cnnjax.ops.dense` and `cnnjax.ops.folded` for its value, for the gradient of its input and for that of its kernel.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +21,20 @@ class Methods(NamedTuple):
     """The ways to compute a convolution and its gradients."""
 
     forward: str
-    """"xla" or "patches"."""
+    """"xla", "patches" or "folded"."""
     input: str
-    """"xla" or "patches"."""
+    """"xla", "patches" or "folded"."""
     kernel: str
-    """"xla" or "patches"."""
+    """"xla", "patches" or "folded"."""
     keep: bool = False
     """Whether the input and the output's gradient are kept in memory for the gradients (`cnnjax.ops.bilinear`)."""
 
 
 CLASSES = {
     "pointwise": "one tap",
-    "three taps": "3 taps along an axis and 3 or 1 along the others, stride 1, at least 32 channels and 32 features",
-    "one channel": "one input channel",
+    "three taps": "3 taps along an axis, 3 or 1 along others, stride 1, at least 16 channels and features, not both 16",
+    "five taps": "5 taps along one or two axes, 1 along the others, stride 1, 12 channels and 12 features or more",
+    "narrow": "one input channel, or at most 36 numbers in a window",
     "few channels": "at most 15 input channels",
     "strided": "a stride of 2 or more, or a dilated kernel",
     "small": "at most 4 windows along an axis",
@@ -42,9 +44,10 @@ CLASSES = {
 FLOAT32 = {
     "pointwise": Methods("xla", "xla", "patches"),
     "three taps": Methods("winograd", "winograd", "winograd"),
-    "one channel": Methods("xla", "xla", "patches"),
-    "few channels": Methods("xla", "xla", "xla"),
-    "strided": Methods("xla", "xla", "patches"),
+    "five taps": Methods("winograd", "winograd", "winograd"),
+    "narrow": Methods("folded", "folded", "folded"),
+    "few channels": Methods("folded", "folded", "xla"),
+    "strided": Methods("xla", "xla", "patches", keep=True),
     "small": Methods("xla", "xla", "patches"),
     "many channels": Methods("xla", "xla", "xla", keep=True),
 }
@@ -55,14 +58,18 @@ FLOAT64 = dict.fromkeys(CLASSES, Methods("patches", "patches", "patches"))
 
 def shape_class(w: Array, g: Geometry) -> str:
     """The name in `CLASSES` of a convolution by a kernel [*tap, channel, feature]."""
-    channels = w.shape[-2]
+    channels, features = w.shape[-2:]
     if all(k == 1 for k in g.taps):
         return "pointwise"
     plain = all(n == 1 for n in (*g.strides, *g.dilation))
-    if plain and set(g.taps) <= {1, 3} and min(channels, w.shape[-1]) >= 32:
+    if plain and set(g.taps) <= {1, 3} and min(channels, features) >= 16 and max(channels, features) > 16:
         return "three taps"
+    if plain and set(g.taps) <= {1, 5} and g.taps.count(5) <= 2 and min(channels, features) >= 12:
+        return "five taps"
+    if channels == 1 or math.prod(g.taps) * channels <= 36:
+        return "narrow"
     if channels <= 15:
-        return "one channel" if channels == 1 else "few channels"
+        return "few channels"
     if not plain:
         return "strided"
     return "small" if min(g.outputs) <= 4 else "many channels"

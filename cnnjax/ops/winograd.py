@@ -1,4 +1,4 @@
-"""Convolution by minimal filtering: fewer multiplications for kernels of 3 taps, at the price of some digits.
+"""Convolution by minimal filtering: fewer multiplications for kernels of 3 or 5 taps, at the price of some digits.
 
 F(m, r) computes m outputs of a correlation with r taps, y[i] = sum over k of x[i + k] w[k], from n = m + r - 1 inputs
 with n multiplications instead of m r:
@@ -16,8 +16,9 @@ B = V_n^-1. Column j of V_n^-1 is the polynomial that is 1 at a_j and 0 at the o
 
     (product over i != j of (t - a_i)) / N_j,    N_j = product over i != j of (a_j - a_i),
 
-and for infinity the product over all finite points. To have integers in B, the division by N_j is moved to row j of G.
-The points are 0, 1, -1 for m = 2, with 2 and -2 for m = 4, and infinity.
+and for infinity the product over all finite points. To have short numbers in B, the division by N_j is moved to row j
+of G. The points are as many of 0, 1, -1, 2, -2, 1/2, -1/2 as are needed, and infinity: 3 for F(2, 3), 5 for F(4, 3) and
+F(2, 5), 7 for F(4, 5).
 
 More axes: the transforms act on one axis after the other, F(m x m, r x r) of the paper; an axis with one tap has
 F(1, 1), the identity. Channels are summed between the transforms, so that what remains is one matrix product
@@ -34,9 +35,10 @@ times the product over axes of
 
     alpha(m, r) = max over i, k of  sum over j of |A[j, i]| |G[j, k]| (sum over l of |B[l, j]|),
 
-which is 4 for F(2, 3), 29.3 for F(4, 3) and 1 for F(1, 1). That is the worst case. With normal numbers and 64 channels
-the root mean square error of F(2 x 2, 3 x 3) is that of the direct sum, and of F(4 x 4, 3 x 3) four times it. The error
-goes with the largest input, not with the output at hand, and an infinity or NaN in the input spreads to its tile.
+which is 4 for F(2, 3), 29.3 for F(4, 3) and F(2, 5), 39.6 for F(4, 5) and 1 for F(1, 1). That is the worst case. With
+normal numbers and 64 channels the root mean square error of F(2 x 2, 3 x 3) is that of the direct sum, and of
+F(4 x 4, 3 x 3) four times it. The error goes with the largest input, not with the output at hand, and an infinity or
+NaN in the input spreads to its tile.
 
 Where the backend rounds the factors of a product (bfloat16 on TPUs, TF32 on GPUs, unless `precision` says otherwise),
 u is that of the rounded factors, and the error is 1.7 times (m = 2) and 11 times (m = 4) that of the direct sum: ask
@@ -62,14 +64,14 @@ from cnnjax.ops import layout
 from cnnjax.ops.conv_spec import ConvSpec
 from cnnjax.ops.errors import InputError
 
-TAPS = 3
+TAPS = (3, 5)
 """r of F(m, r), for the axes that have more than one tap."""
 
 TILES = (2, 4)
-"""m of F(m, 3): outputs in a tile."""
+"""m of F(m, r), for these axes: outputs in a tile."""
 
-POINTS = (0, 1, -1, 2, -2)
-"""The finite interpolation points, in the order of Lavin and Gray."""
+POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-2", "1/2", "-1/2")))
+"""The finite interpolation points, in the order of Lavin and Gray; for 7 those of F(6, 3) in common use."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -94,7 +96,7 @@ def minimal_filtering(m: int, r: int) -> Filtering:
 
     Args:
       m: number of outputs.
-      r: number of taps; m + r - 2 finite points are needed, and there are 5 in `POINTS`.
+      r: number of taps; m + r - 2 finite points are needed, and there are 7 in `POINTS`.
 
     Raises:
       InputError: m or r is less than 1, or there are not enough points.
@@ -111,13 +113,13 @@ def minimal_filtering(m: int, r: int) -> Filtering:
     )
 
 
-def _vandermonde(points: Sequence[int], columns: int) -> Matrix:
+def _vandermonde(points: Sequence[Fraction], columns: int) -> Matrix:
     """A row 1, a, a^2, ... for each finite point a, and 0, ..., 0, 1 for infinity."""
-    finite = (tuple(Fraction(a) ** q for q in range(columns)) for a in points)
+    finite = (tuple(a**q for q in range(columns)) for a in points)
     return (*finite, (*[Fraction(0)] * (columns - 1), Fraction(1)))
 
 
-def _with_roots(roots: Sequence[int]) -> tuple[Fraction, ...]:
+def _with_roots(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
     """Coefficients, constant first, of the product of (t - root)."""
     product = [Fraction(1)]
     for root in roots:
@@ -128,13 +130,14 @@ def _with_roots(roots: Sequence[int]) -> tuple[Fraction, ...]:
 def choose_tile(outputs: int, taps: int, dtype: DTypeLike) -> int:
     """The m of F(m, taps) along an axis.
 
-    In float32 and float64 the one with the fewest multiplications, ceil(outputs / m) tiles of m + 2 each, or the more
-    accurate 2 where they are equal; that is 4 for 3, 4, 7 and more outputs. In half precision it is 2: the backends
-    that are fast in it round the factors of the products to it too, and F(4, 3) makes too much of that.
+    In float32 and float64 the one with the fewest multiplications, ceil(outputs / m) tiles of m + taps - 1 each, or the
+    more accurate 2 where they are equal; for 3 taps that is 4 for 3, 4, 7 and more outputs, for 5 taps 4 from 3 on.
+    In half precision it is 2: the backends that are fast in it round the factors of the products to it too, and F(4, 3)
+    makes too much of that.
 
     Args:
       outputs: number of outputs along the axis.
-      taps: number of taps along it, 1 or 3.
+      taps: number of taps along it, 1 or one of `TAPS`.
       dtype: of the operands.
     """
     if taps == 1:
@@ -158,8 +161,8 @@ def error_factor(terms: int, taps: tuple[int, ...], tile: int = max(TILES)) -> f
 
     Args:
       terms: number of products in an output by definition: channels per group times taps.
-      taps: size of the kernel along each axis, 1 or 3.
-      tile: m along each axis of 3 taps.
+      taps: size of the kernel along each axis, 1 or one of `TAPS`.
+      tile: m along each axis of more than one tap.
     """
     filters = [minimal_filtering(1 if r == 1 else tile, r) for r in taps]
     roundings = terms // math.prod(taps) + sum(1 + sum(map(_longest_row, f)) for f in filters)
@@ -197,13 +200,13 @@ def refusal(rhs_taps: tuple[int, ...], spec: ConvSpec) -> str | None:
         return f"window_strides {spec.window_strides}; allowed: 1 along every axis"
     if any(dilation != 1 for dilation in spec.rhs_dilation):
         return f"rhs_dilation {spec.rhs_dilation}; allowed: 1 along every axis"
-    if not set(rhs_taps) <= {1, TAPS} or TAPS not in rhs_taps:
-        return f"kernel of {rhs_taps} taps; allowed: {TAPS} or 1 along each axis, {TAPS} along at least one"
+    if not set(rhs_taps) <= {1, *TAPS} or set(rhs_taps) == {1}:
+        return f"kernel of {rhs_taps} taps; allowed: 1, 3 or 5 along each axis, more than 1 along at least one"
     return None
 
 
 def conv_winograd(lhs: Array, rhs: Array, spec: ConvSpec, *, tile: int | None = None) -> Array:
-    """The convolution that `spec` describes, by F(m, 3) along each axis of 3 taps.
+    """The convolution that `spec` describes, by F(m, r) along each axis of r = 3 or 5 taps.
 
     Args:
       lhs: input, floating point, axes as `spec.dimension_numbers` says.

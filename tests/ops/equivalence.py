@@ -44,7 +44,11 @@ OPTIONS = {
 }
 """What a case has one value of each; the first entries of a tuple are those of the axes there are."""
 
-WINOGRAD_OPTIONS = OPTIONS | {"strides": [(1, 1, 1)], "rhs_dilation": [(1, 1, 1)], "kernel": [(3, 3, 1), (3, 1, 3)]}
+WINOGRAD_OPTIONS = OPTIONS | {
+    "strides": [(1, 1, 1)],
+    "rhs_dilation": [(1, 1, 1)],
+    "kernel": [(3, 3, 1), (3, 1, 3), (5, 3, 1)],
+}
 """The values of which Winograd's algorithm can do every combination."""
 
 SETS = 7
@@ -100,10 +104,10 @@ def count(cases: Sequence[Case]) -> int:
 
 
 def able(case: Case) -> list[str]:
-    """The implementations that can do a case: Winograd's needs 3 taps, or 1, next to each other, at every position."""
+    """The implementations that can do a case: Winograd's needs 1, 3 or 5 taps without gaps, at every position."""
     n = case["rank"]
     taps = case["kernel"][:n]
-    fit = set(taps) <= {1, 3} and 3 in taps and all(v == 1 for v in case["strides"][:n] + case["rhs_dilation"][:n])
+    fit = {1} != set(taps) <= {1, 3, 5} and all(v == 1 for v in case["strides"][:n] + case["rhs_dilation"][:n])
     return [name for name in CONV_IMPLEMENTATIONS if name != "winograd" or fit]
 
 

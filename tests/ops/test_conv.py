@@ -527,12 +527,12 @@ NOT_BY_WINOGRAD = {
     "strides": ({"window_strides": (2, 1)}, "window_strides (2, 1); allowed: 1 along every axis"),
     "dilation": ({"rhs_dilation": (1, 2)}, "rhs_dilation (1, 2); allowed: 1 along every axis"),
     "large kernel": (
-        {"rhs": np.ones((3, 5, 4, 6), np.float32)},
-        "kernel of (3, 5) taps; allowed: 3 or 1 along each axis, 3 along at least one",
+        {"rhs": np.ones((3, 4, 4, 6), np.float32)},
+        "kernel of (3, 4) taps; allowed: 1, 3 or 5 along each axis, more than 1 along at least one",
     ),
     "one tap": (
         {"rhs": np.ones((1, 1, 4, 6), np.float32)},
-        "kernel of (1, 1) taps; allowed: 3 or 1 along each axis, 3 along at least one",
+        "kernel of (1, 1) taps; allowed: 1, 3 or 5 along each axis, more than 1 along at least one",
     ),
 }
 

@@ -40,7 +40,8 @@ def test_the_array_covers():
             assert len(winograd) > 200
             assert pairs_of(name, whole) >= winograd
         else:
-            assert pairs_of(name, QUICK) == pairs_of(name, whole) == every
+            assert pairs_of(name, QUICK) >= every
+            assert pairs_of(name, whole) >= every
 
 
 @pytest.mark.parametrize("index", range(len(QUICK)))
