@@ -424,6 +424,13 @@ def operations(program: str) -> dict[str, Operation]:
     return result
 
 
+def layer_of(source: str) -> tuple[str, str]:
+    """The layer that an operation's source names, such as "stage1_block1/conv1", and "forward" or "backward"."""
+    within = dict.fromkeys(part for part in source.split("/")[:-1] if "(" not in part)  # some name it twice
+    backward = source.startswith("transpose(")
+    return "/".join(within) or "between layers", "backward" if backward else "forward"
+
+
 def own_times(events: Iterable[Mapping[str, Any]]) -> collections.Counter[str]:
     """Microseconds by operation, those of the operations that it runs within itself (the body of a loop) left out.
 
@@ -528,6 +535,15 @@ def profile(name: str, batch_size: int | None, steps: int = 5, top: int = 25) ->
     for op, ms in sorted(own.items(), key=lambda item: -item[1])[:top]:
         shape, source = about.get(op, Operation("", ""))
         print(f"  {ms:9.3f}  {ms / total:5.1%}  {op}  {shape}  {source}")
+
+    layers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for op, ms in own.items():
+        layer, direction = layer_of(about[op].source) if op in about and about[op].source else ("optimizer, copies", "")
+        layers[layer][direction] += ms  # ty: ignore[invalid-assignment]
+    print("\n  ms a step  share    forward   backward  layer")
+    for layer, both in sorted(layers.items(), key=lambda item: -item[1].total())[:top]:
+        ms = both.total()
+        print(f"  {ms:9.3f}  {ms / total:5.1%}  {both['forward']:9.3f}  {both['backward']:9.3f}  {layer}")
 
     needed = arithmetic(network.flax(), images)
     size = 8192 if on_gpu() else 2048

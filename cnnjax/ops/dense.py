@@ -74,10 +74,14 @@ def pad(x: Array, padding: Any, interior: Any = 0) -> Array:
 
 def by_xla(x: Array, w: Array, g: Geometry) -> Array:
     """XLA's convolution, in its canonical form: [batch, *output_space, feature]."""
-    crop = [(min(low, 0), min(high, 0)) for low, high in g.padding]
-    padding = [(max(low, 0), max(high, 0)) for low, high in g.padding]
-    if any(map(any, crop)):
-        x = pad(x, crop)
+    first, padding = [], []  # XLA's convolution crops badly, but pads for nothing
+    for size, (low, high) in zip(x.shape[1:-1], g.padding, strict=True):
+        crop = min(low, 0), min(high, 0)
+        beyond = size + sum(crop) < 0  # the padding on one side is cropped from the other
+        first.append((low, high) if beyond else crop)
+        padding.append((0, 0) if beyond else (max(low, 0), max(high, 0)))
+    if any(map(any, first)):
+        x = pad(x, first)
     strides, dilation = list(g.strides), list(g.dilation)
     single = len(g.space) == 1  # XLA's CPU backend has fast convolutions in two and three dimensions
     if single:

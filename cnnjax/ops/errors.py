@@ -20,6 +20,7 @@ def unknown(kind: str, received: object, allowed: Iterable[str]) -> InputError:
       allowed: every name that would have been right.
     """
     allowed = list(allowed)
-    nearest = difflib.get_close_matches(str(received).lower(), allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    in_lower_case = {name.lower(): name for name in allowed}
+    nearest = difflib.get_close_matches(str(received).lower(), in_lower_case, n=1, cutoff=0.5)
+    hint = f"did you mean {in_lower_case[nearest[0]]!r}? " if nearest else ""
     return InputError(f"unknown {kind} {received!r}: {hint}allowed: {', '.join(allowed)}")

@@ -62,6 +62,26 @@ def test_every_class(name, dtype):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "padding"),
+    [
+        ((1, 1, 7, 1), (2, 7, 1, 3), (1, 1), ((5, -3), (1, 1))),
+        ((2, 2, 7, 3), (3, 3, 3, 4), (1, 2), ((-3, 6), (7, 7))),
+        ((2, 3, 2, 16), (3, 3, 16, 16), (4, 2), ((7, -4), (6, -1))),
+        ((2, 1, 9, 16), (3, 3, 16, 17), (1, 1), ((-2, 6), (-1, 1))),
+    ],
+)
+def test_more_cropped_than_there_is(shape, kernel, strides, padding):
+    """Negative padding that reaches into the padding on the other side."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, kernel))
+    run = lambda convolve: jax.vjp(lambda x, w: convolve(x, w, strides, padding, dimension_numbers=NHWC), x, w)
+    (y, pull), (expected, pull_expected) = run(conv_general_dilated), run(lax.conv_general_dilated)
+    assert y.size > 0
+    for ours, theirs in zip((y, *pull(expected)), (expected, *pull_expected(expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
 def test_winograd_is_for_those_who_ask_for_no_more_digits():
     """In float32 it keeps within its bound; asked for precision, by argument or by context, `auto` adds up directly."""
     rng = np.random.default_rng(0)

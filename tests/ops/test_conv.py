@@ -202,6 +202,16 @@ def test_inside_scan_and_with_static_implementation(name):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), ours, theirs)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_batch_of_unknown_size(name):
+    """`jax.export` with a symbolic batch size."""
+    f = jax.jit(lambda x, w: conv_implementation(name)(x, w, (1, 1), "SAME", dimension_numbers=NHWC))
+    (batch,) = jax.export.symbolic_shape("batch")
+    x, w = operands_of([(3, 5, 6, 2), (3, 3, 2, 3)])
+    exported = jax.export.export(f)(jax.ShapeDtypeStruct((batch, 5, 6, 2), jnp.float32), w)
+    assert_close(exported.call(x, w), f(x, w), 1e-6)
+
+
 # --- Loops and devices ------------------------------------------------------------------------------------------------
 
 

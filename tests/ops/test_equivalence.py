@@ -1,11 +1,10 @@
 """Every implementation of convolution against the oracle: some of the cases of `make equivalence`, and any others."""
 
 import functools
-import importlib.util
 import itertools
 import math
-import pathlib
 
+import equivalence
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -13,10 +12,6 @@ import numpy as np
 import pytest
 
 from cnnjax.ops import CONV_IMPLEMENTATIONS, InputError, conv_implementation, reference
-
-_spec = importlib.util.spec_from_file_location("equivalence", pathlib.Path(__file__).with_name("equivalence.py"))
-equivalence = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(equivalence)
 
 # --- The covering array -----------------------------------------------------------------------------------------------
 

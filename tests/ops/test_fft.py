@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.test_util import check_grads
+from rounding import KINDS, UNIT_ROUNDOFF, operands, worst_error
 
 from cnnjax.ops import InputError, reference
 from cnnjax.ops.conv_spec import conv_spec
@@ -128,33 +129,6 @@ def test_any_convolution(convolution):
     assert_close(y, reference.conv_general_dilated(x, w, *arguments, **options))
 
 
-@pytest.mark.parametrize(
-    ("lhs", "rhs", "groups"),
-    [
-        ((0, 4, 5, 2), (3, 2, 2, 3), 1),
-        ((2, 4, 5, 0), (3, 2, 0, 3), 1),
-        ((2, 4, 5, 2), (3, 2, 2, 0), 1),
-        ((2, 4, 5, 4), (3, 2, 2, 0), 2),
-        ((2, 2, 5, 3), (3, 2, 3, 4), 1),  # the kernel is larger than the input
-        ((2, 0, 5, 3), (3, 1, 3, 4), 1),
-    ],
-)
-def test_nothing_to_compute(lhs, rhs, groups):
-    """An empty batch, no channels (a sum of nothing is 0), no features, no window: values and gradients as lax."""
-    options = {"dimension_numbers": NHWC, "feature_group_count": groups}
-    x, w = jnp.ones(lhs), jnp.ones(rhs)
-
-    @jax.jit
-    def run(x, w):
-        results = []
-        for f in (fft, lax.conv_general_dilated):
-            y, pull = jax.vjp(lambda x, w: f(x, w, (1, 2), "VALID", **options), x, w)  # noqa: B023
-            results.append((y, *pull(y)))
-        return results
-
-    jax.tree.map(np.testing.assert_array_equal, *run(x, w))
-
-
 def test_what_is_cropped_away_is_not_looked_at():
     x = np.ones((1, 1, 9), np.float32)
     x[..., :2] = x[..., 7:] = np.nan
@@ -202,7 +176,7 @@ def test_tiles_that_cannot_be(tile):
     assert str(error.value) == f"tile must be None or an integer for each axis, no less than (4, 3): got {tile!r}"
 
 
-# --- Transformations ------------------------------------------------------------------------------------------------
+# --- Derivatives and precision ---------------------------------------------------------------------------------------
 
 
 def test_second_derivatives():
@@ -213,96 +187,12 @@ def test_second_derivatives():
         check_grads(f, (x, w), order=2, modes=("fwd", "rev"), rtol=1e-6, atol=1e-6)
 
 
-def test_no_convolution_inside():
-    """Not in the value, nor in what derivatives and vmap make of it."""
-    f = lambda x, w: fft(x, w, (1, 2), "SAME", dimension_numbers=NHWC)
-    convolves = lambda g, *operands: "conv_general_dilated" in str(jax.make_jaxpr(g)(*operands))
-    x, w = jnp.ones((2, 5, 6, 2)), jnp.ones((3, 3, 2, 3))
-    gradients = jax.grad(lambda x, w: (f(x, w) ** 2).sum(), (0, 1))
-    assert not convolves(f, x, w)
-    assert not convolves(gradients, x, w)
-    assert not convolves(lambda x, w: jax.jvp(gradients, (x, w), (x, w)), x, w)
-    assert not convolves(jax.vmap(f, (None, 0)), x, w[None])
-    assert convolves(lambda x, w: lax.conv_general_dilated(x, w, (1, 2), "SAME", dimension_numbers=NHWC), x, w)
-
-
-def test_transformations():
-    """vmap over either operand and both, scan and checkpoint give what a loop gives."""
-    rng = np.random.default_rng(0)
-    f = lambda x, w: fft(x, w, (1, 1), "SAME", tile=(5, 4), dimension_numbers=NHWC)
-    xs, ws = rng.normal(size=(3, 2, 4, 5, 2)), rng.normal(size=(3, 3, 3, 2, 2))
-
-    @jax.jit
-    def run(xs, ws):
-        ours = [
-            jax.vmap(f, (0, None))(xs, ws[0]),
-            jax.vmap(f, (None, 0))(xs[0], ws),
-            jax.vmap(f)(xs, ws),
-            lax.scan(lambda x, _: (f(x, ws[0]), None), xs[0], None, length=2)[0],
-            jax.grad(lambda w: jax.checkpoint(f)(xs[0], w).sum())(ws[0]),
-        ]
-        loops = [
-            jnp.stack([f(x, ws[0]) for x in xs]),
-            jnp.stack([f(xs[0], w) for w in ws]),
-            jnp.stack([f(x, w) for x, w in zip(xs, ws, strict=True)]),
-            f(f(xs[0], ws[0]), ws[0]),
-            jax.grad(lambda w: f(xs[0], w).sum())(ws[0]),
-        ]
-        return ours, loops
-
-    with jax.enable_x64(True):
-        jax.tree.map(assert_close, *run(xs, ws))
-
-
-def test_batch_of_unknown_size():
-    """`jax.export` with a symbolic batch size."""
-    f = jax.jit(lambda x, w: fft(x, w, (1, 1), "SAME", dimension_numbers=NHWC))
-    (batch,) = jax.export.symbolic_shape("batch")
-    w = jnp.ones((3, 3, 2, 3))
-    exported = jax.export.export(f)(jax.ShapeDtypeStruct((batch, 5, 6, 2), jnp.float32), w)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 6, 2)), jnp.float32)
-    np.testing.assert_allclose(exported.call(x, w), f(x, w), rtol=1e-4, atol=1e-5)
-
-
 def test_precision_is_that_of_the_products():
     f = lambda x, w: fft(x, w, (1,), "SAME", precision=lax.Precision.HIGHEST)
     assert "Precision.HIGHEST" in str(jax.make_jaxpr(f)(jnp.ones((1, 2, 8)), jnp.ones((3, 2, 3))))
 
 
 # --- Rounding -------------------------------------------------------------------------------------------------------
-
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-
-
-def operands(kind: str, axes: int, channels: int, dtype="float32"):
-    """An input and a kernel of 3 taps in which digits are lost in different ways."""
-    rng = np.random.default_rng(0)
-    lhs, rhs = (3, channels, *(34,) * axes), (2, channels, *(3,) * axes)
-    if kind == "normal":
-        x, w = rng.normal(size=lhs), rng.normal(size=rhs)
-    elif kind == "dynamic range":
-        x, w = (rng.normal(size=s) * 10.0 ** rng.uniform(-4, 4, s) for s in (lhs, rhs))
-    elif kind == "one large":
-        x, w = 1e-3 * rng.normal(size=lhs), rng.normal(size=rhs)
-        x[:, :, 9] = 1e4
-    else:  # "one tap": the outputs are as large as they can be, everywhere
-        x, w = rng.uniform(0.9, 1, lhs) * rng.choice([-1, 1], lhs), np.zeros(rhs)
-        w[(..., *(-1,) * axes)] = rng.uniform(0.5, 1, rhs[:2])
-    return jnp.asarray(x, dtype), jnp.asarray(w, dtype)
-
-
-KINDS = ("normal", "dynamic range", "one large", "one tap")
-
-
-def worst_error(x, w, **options) -> float:
-    """The largest error of an output, as a multiple of max|x| S."""
-    arguments = ((1,) * (x.ndim - 2), "VALID")
-    x64, w64 = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    exact = reference.conv_general_dilated(x64, w64, *arguments)
-    y = jax.jit(lambda x, w: fft(x, w, *arguments, **options))(x, w)
-    assert y.dtype == x.dtype
-    scale = np.abs(x64).max() * np.abs(w64).sum(axis=tuple(range(1, w.ndim))).max()
-    return float(np.abs(np.asarray(y, np.float64) - exact).max() / scale)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +202,8 @@ def worst_error(x, w, **options) -> float:
 def test_error_bound(channels, tile, within):
     """Rounding stays below the bound, for sizes of every factor, and comes near: less so as tiles and channels grow."""
     bound = error_factor(channels * 3 ** len(tile), tile) * UNIT_ROUNDOFF["float32"]
-    errors = [worst_error(*operands(kind, len(tile), channels), tile=tile) for kind in KINDS]
+    convolve = functools.partial(fft, tile=tile)
+    errors = [worst_error(convolve, *operands(kind, len(tile), channels, size=34)) for kind in KINDS]
     assert bound / within < max(errors) <= bound
 
 
@@ -320,8 +211,8 @@ def test_error_bound(channels, tile, within):
 def test_error_bound_in_half_precision(dtype):
     """Computed in float32 and rounded once: half a unit in the last place more."""
     bound = error_factor(16 * 9, (8, 8)) * UNIT_ROUNDOFF["float32"] + UNIT_ROUNDOFF[dtype]
-    for kind in ("normal", "one tap"):
-        error = worst_error(*operands(kind, 2, 16, dtype), tile=(8, 8))
+    for kind in ("normal", "last tap"):
+        error = worst_error(functools.partial(fft, tile=(8, 8)), *operands(kind, 2, 16, size=34, dtype=dtype))
         assert UNIT_ROUNDOFF[dtype] / 1000 < error <= bound
 
 
