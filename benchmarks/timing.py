@@ -36,8 +36,8 @@ def interleave(
     """Times functions in turns.
 
     Each is called once untimed, which compiles what compiles at the first call. Then in every round each has a turn of
-    `seconds`: it is called until they have passed, at least once. Rounds start with another function each, and every
-    other round goes backwards, so that none always follows the same one.
+    `seconds`: it is called until they have passed, at least once. Every other
+    round goes backwards, and every second one starts with another function, so that none always follows the same one.
 
     Args:
       functions: by name; each returns only when what it computes is done (`jax.block_until_ready`).
@@ -61,8 +61,8 @@ def interleave(
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """The order of the names in a round: it starts with another one each time, and goes backwards in odd rounds."""
-    start = number % len(names)
+    """The order of the names in a round: odd rounds go backwards, and after two comes another start."""
+    start = number // 2 % len(names)
     rotated = [*names[start:], *names[:start]]
     return rotated[::-1] if number % 2 else rotated
 

@@ -63,7 +63,7 @@ def one_group_by_xla(x: Array, w: Array, spec: ConvSpec) -> Array:
 
 def convolve(x: Array, w: Array, g: Geometry) -> Array:
     """y of `cnnjax.ops.dense`, for the gradients too by the methods that the table names."""
-    names = table.methods(w, g)
+    names = table.methods(x, w, g)
     return by_winograd(x, w, g) if names.forward == "winograd" else _methods(names)(x, w, g)
 
 

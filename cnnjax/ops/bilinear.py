@@ -46,16 +46,23 @@ def bilinear(
         one = opaque_one(w) if keep else 1
         x = x / one if keep else x
         y = product(x, w, g)
-        dy = jax.ShapeDtypeStruct(y.shape, y.dtype)
         terms = []
         if not isinstance(dx, SymbolicZero):
-            terms += jax.linear_transpose(lambda dy: for_input(dy, w, g), dy)(dx)
+            terms += jax.linear_transpose(lambda dy: for_input(dy, w, g), y)(dx)
         if not isinstance(dw, SymbolicZero):
-            terms += jax.linear_transpose(lambda dy: for_kernel(x, dy, g), dy)(dw)
+            terms += jax.linear_transpose(lambda dy: for_kernel(x, dy, g), y)(dw)
         tangent = sum(terms[1:], terms[0])
         return y, tangent / one if keep else tangent
 
-    return product
+    return lambda x, w, g: product(*varying_alike(x, w), g)
+
+
+def varying_alike(x: Array, w: Array) -> tuple[Array, Array]:
+    """The operands, marked as varying over the same axes of the mesh: inside `jax.shard_map` gradients must be, too."""
+    over_x, over_w = (jax.typeof(a).mat.varying for a in (x, w))
+    x = lax.pcast(x, tuple(over_w - over_x), to="varying") if over_w - over_x else x
+    w = lax.pcast(w, tuple(over_x - over_w), to="varying") if over_x - over_w else w
+    return x, w
 
 
 def opaque_one(w: Array) -> Array:

@@ -130,11 +130,6 @@ def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec
     )
 
 
-def _check_name(name: object) -> None:
-    if name not in CONV_IMPLEMENTATIONS:
-        raise unknown("convolution implementation", name, CONV_IMPLEMENTATIONS)
-
-
 def _with_signature_of_lax(method: Callable) -> Callable:
     """Shows `lax.conv_general_dilated`'s signature, after self, to whoever asks: Flax, `help` and editors."""
     signature = inspect.signature(lax.conv_general_dilated)
@@ -158,6 +153,11 @@ class ConvImplementation:
     name: str
     otherwise: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in (self.name,) if self.otherwise is None else (self.name, self.otherwise):
+            if name not in CONV_IMPLEMENTATIONS:
+                raise unknown("convolution implementation", name, CONV_IMPLEMENTATIONS)
+
     @_with_signature_of_lax
     def __call__(self, *args, **kwargs) -> Array:
         """`conv_general_dilated(*args, **kwargs)` by this implementation."""
@@ -180,7 +180,4 @@ def conv_implementation(name: str, otherwise: str | None = None) -> ConvImplemen
     Raises:
       InputError: `name` or `otherwise` is unknown; the message suggests the nearest.
     """
-    _check_name(name)
-    if otherwise is not None:
-        _check_name(otherwise)
     return ConvImplementation(name, otherwise)

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -79,6 +80,7 @@ def conv_spec(
             "(constrain the result with jax.lax.with_sharding_constraint)"
         )
     _check_dtypes(lhs.dtype, rhs.dtype, preferred_element_type)
+    precision = _check_precision(precision)
     lhs_shape, rhs_shape = tuple(lhs.shape), tuple(rhs.shape)
     numbers = dimension_numbers_of(dimension_numbers, lhs_shape, rhs_shape)
     axes = len(lhs_shape) - 2
@@ -130,12 +132,32 @@ def _check_dtypes(lhs: Any, rhs: Any, preferred: Any) -> None:
         raise TypeError(f"lhs and rhs must have one dtype: got {lhs} and {rhs}")
     if preferred is None:
         return
+    try:
+        np.dtype(preferred)
+    except TypeError:
+        raise TypeError(f"preferred_element_type must be None or a dtype: got {preferred!r}") from None
     kind = jnp.complexfloating if jnp.issubdtype(lhs, jnp.complexfloating) else jnp.floating
     if not jnp.issubdtype(preferred, kind) or np.dtype(preferred).itemsize < np.dtype(lhs).itemsize:
         raise TypeError(
             f"preferred_element_type must be a {kind.__name__} dtype no narrower than {lhs}, that of lhs and rhs: "
             f"got {np.dtype(preferred)}"
         )
+
+
+def _check_precision(precision: Any) -> Any:
+    """The precision, in a form that is hashable."""
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    if precision is None:
+        return None
+    one = jnp.zeros((1, 1))
+    try:
+        jax.eval_shape(lambda a: lax.conv_general_dilated(a, a, (), "VALID", precision=precision), one)
+    except (ValueError, TypeError, KeyError):
+        raise InputError(
+            "precision must be None, a lax.Precision, a name such as 'default', 'high' or 'highest', or two of them: "
+            f"got {precision!r}"
+        ) from None
+    return precision
 
 
 def channels_last_numbers(axes: int) -> lax.ConvDimensionNumbers:

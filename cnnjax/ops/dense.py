@@ -15,7 +15,6 @@ products, to begin with.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,12 +73,17 @@ def pad(x: Array, padding: Any, interior: Any = 0) -> Array:
 
 def by_xla(x: Array, w: Array, g: Geometry) -> Array:
     """XLA's convolution, in its canonical form: [batch, *output_space, feature]."""
-    first, padding = [], []  # XLA's convolution crops badly, but pads for nothing
-    for size, (low, high) in zip(x.shape[1:-1], g.padding, strict=True):
+    # XLA pads for nothing while it convolves. But it is slow to crop; and with jaxlib 0.10.2 it reads beyond its input
+    # where it crops on one side and pads on the other, as the transpose of padding by more than k - 1 would have it do.
+    first, padding = [], []
+    for size, (low, high), k, d in zip(x.shape[1:-1], g.padding, g.taps, g.dilation, strict=True):
         crop = min(low, 0), min(high, 0)
-        beyond = size + sum(crop) < 0  # the padding on one side is cropped from the other
-        first.append((low, high) if beyond else crop)
-        padding.append((0, 0) if beyond else (max(low, 0), max(high, 0)))
+        if size + sum(crop) < 0 or max(low, high) >= dilated(k, d):  # or the crop on one side is of padding
+            first.append((low, high))
+            padding.append((0, 0))
+        else:
+            first.append(crop)
+            padding.append((max(low, 0), max(high, 0)))
     if any(map(any, first)):
         x = pad(x, first)
     strides, dilation = list(g.strides), list(g.dilation)
@@ -146,53 +150,52 @@ def spread(
 ) -> Array:
     """The convolution, with stride 1, of an input with zeros between its elements, without touching the zeros.
 
-    With the elements `factor` apart, the output positions q = factor t + r of one remainder r meet only the taps k with
-    q + k d - low divisible by factor, and those meet neighbours of the input: a small convolution of stride 1 for each
-    remainder, interleaved at the end.
+    With the elements f apart, output q = f t + r and tap k meet the element t + u if f u = r + k d - low, and a zero if
+    there is no such u. So a remainder r has taps of its own, k = f u + low - r for d = 1; with those of all remainders
+    side by side, as features, it is one small convolution of stride 1, whose outputs [t, r] are then put in a row.
 
     Args:
-      convolve: computes the small convolutions.
+      convolve: computes the small convolution.
       x: [batch, *space, channel].
       w: [*tap, channel, feature].
-      factors: the distance between neighbouring elements, along each axis.
+      factors: f, the distance between neighbouring elements, along each axis.
       low: the zeros before the first element; a negative number crops.
-      dilation: the distance between taps.
+      dilation: d, the distance between taps.
       outputs: how many outputs there are; what lies beyond the last element is zero.
       precision: of the products.
 
     Returns:
       [batch, *outputs, feature].
     """
-    rank = x.ndim - 2
-    space, taps = x.shape[1:-1], w.shape[:-2]
+    rank, features = x.ndim - 2, w.shape[-1]
     counts = [-(-q // f) for q, f in zip(outputs, factors, strict=True)]
-    parts = []
-    for remainders in itertools.product(*map(range, factors)):
-        chosen, padding, steps = [], [], []
-        for r, f, lo, k, d, size, count in zip(remainders, factors, low, taps, dilation, space, counts, strict=True):
-            first = next((t for t in range(k) if (r + t * d - lo) % f == 0), None)
-            if first is None:
-                break
-            every = f // math.gcd(f, d)  # from one such tap to the next
-            step = every * d // f  # and from the element that it meets to the next
-            shift = (r + first * d - lo) // f
-            reach = (len(range(first, k, every)) - 1) * step
-            chosen.append(slice(first, None, every))
-            padding.append((-shift, count + shift + reach - size))
-            steps.append(step)
-        else:
-            part = w[*chosen]
-            g = Geometry(space, part.shape[:-2], (1,) * rank, tuple(padding), tuple(steps), precision)
-            parts.append(convolve(x, part, g))
+    if all(k == 1 for k in w.shape[:-2]):  # each element meets one output
+        y = convolve(x, w, Geometry(x.shape[1:-1], (1,) * rank, (1,) * rank, ((0, 0),) * rank, (1,) * rank, precision))
+        sizes = [dilated(size, f) for size, f in zip(x.shape[1:-1], factors, strict=True)]
+        edges = [(lo, q - lo - size) for lo, q, size in zip(low, outputs, sizes, strict=True)]
+        return pad(y, edges, [f - 1 for f in factors])
+    padding, steps = [], []
+    for axis, (f, lo, d, size, count) in enumerate(zip(factors, low, dilation, x.shape[1:-1], counts, strict=True)):
+        span = dilated(w.shape[axis], d)
+        if f == 1:
+            padding.append((lo, count + span - 1 - size - lo))
+            steps.append(d)
             continue
-        parts.append(jnp.zeros((x.shape[0], *counts, w.shape[-1]), x.dtype))  # no tap meets an element
-    if len(parts) == 1:
-        return parts[0]
-    y = jnp.stack(parts, axis=-2).reshape(x.shape[0], *counts, *factors, w.shape[-1])
-    order = [axis for i in range(rank) for axis in (1 + i, 1 + rank + i)]
+        first, last = -(lo // f), (span + f - 2 - lo) // f  # the u of all remainders
+        edges = [(0, 0, 0)] * w.ndim
+        edges[axis] = (f - 1 - lo - f * first, f * last + lo - span + 1, d - 1)
+        w = lax.pad(w, jnp.zeros((), w.dtype), edges)
+        w = w.reshape(*w.shape[:axis], -1, f, *w.shape[axis + 1 :])  # [.., u, f - 1 - r, ..]
+        w = jnp.moveaxis(lax.rev(w, (axis + 1,)), axis + 1, -2)  # [.., u, .., channel, r, feature]
+        w = w.reshape(*w.shape[:-2], -1)
+        padding.append((-first, count + last - size))
+        steps.append(1)
+    y = convolve(x, w, Geometry(x.shape[1:-1], w.shape[:-2], (1,) * rank, tuple(padding), tuple(steps), precision))
+    y = y.reshape(x.shape[0], *counts, *reversed(factors), features)
+    order = [axis for i in range(rank) for axis in (1 + i, 2 * rank - i)]
     y = y.transpose(0, *order, 2 * rank + 1)
-    y = y.reshape(x.shape[0], *(c * f for c, f in zip(counts, factors, strict=True)), w.shape[-1])
-    return lax.slice(y, (0,) * y.ndim, (x.shape[0], *outputs, w.shape[-1]))
+    y = y.reshape(x.shape[0], *(c * f for c, f in zip(counts, factors, strict=True)), features)
+    return lax.slice(y, (0,) * y.ndim, (x.shape[0], *outputs, features))
 
 
 # --- dw ---------------------------------------------------------------------------------------------------------------

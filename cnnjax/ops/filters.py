@@ -218,11 +218,24 @@ def magnitude(vertical: ArrayLike, horizontal: ArrayLike) -> Array:
       vertical, horizontal: the gradient's components, real arrays of one shape.
 
     Returns:
-      An array of that shape.
+      An array of that shape, floating point; squares are taken in float32 at least.
+
+    Raises:
+      InputError: two shapes.
+      TypeError: complex or boolean arrays.
     """
-    square = jnp.square(vertical) + jnp.square(horizontal)
+    parts = {"vertical": jnp.asarray(vertical), "horizontal": jnp.asarray(horizontal)}
+    for name, part in parts.items():
+        if part.dtype == jnp.bool_ or jnp.issubdtype(part.dtype, jnp.complexfloating):
+            raise TypeError(f"{name} must hold real numbers: got {part.dtype}")
+    y, x = parts.values()
+    if y.shape != x.shape:
+        raise InputError(f"vertical and horizontal must have one shape: got {y.shape} and {x.shape}")
+    result = jnp.result_type(y, x)
+    result = result if jnp.issubdtype(result, jnp.inexact) else jnp.result_type(float)
+    square = sum(jnp.square(part.astype(jnp.promote_types(result, jnp.float32))) for part in (y, x))
     # Both branches of a select are differentiated, and the root has no finite derivative at 0.
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square))).astype(result)
 
 
 def laplacian(image: ArrayLike, mode: str = "reflect") -> Array:

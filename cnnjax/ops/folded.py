@@ -18,7 +18,6 @@ Arrays and `Geometry` are those of `cnnjax.ops.dense`.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -44,10 +43,13 @@ def kernel_by_folding(x: Array, dy: Array, g: Geometry) -> Array:
     within = folded(g, outputs)
     beyond = within.outputs[-1] * outputs - g.outputs[-1]
     dy = dense.pad(dy, [(0, 0)] * (len(g.taps) - 1) + [(0, beyond)])
-    kernel = jax.ShapeDtypeStruct((*g.taps, x.shape[-1], dy.shape[-1]), x.dtype)
+    channels, features = x.shape[-1], dy.shape[-1]
     dy = dy.reshape(*dy.shape[:-2], within.outputs[-1], -1)
-    of_folded = dense.kernel_by_patches(fold_input(x, g, outputs), dy, within)
-    return jax.linear_transpose(lambda w: fold_kernel(w, g, outputs), kernel)(of_folded)[0]
+    dw = dense.kernel_by_patches(fold_input(x, g, outputs), dy, within)
+    dw = dw.reshape(*g.taps[:-1], -1, channels, outputs, features)  # as `fold_kernel` puts them together
+    starts = [j * g.strides[-1] for j in range(outputs)]
+    terms = [lax.slice_in_dim(dw[..., j, :], a, a + g.taps[-1], axis=-3) for j, a in enumerate(starts)]
+    return sum(terms[1:], terms[0])
 
 
 def outputs_together(channels: int, features: int, g: Geometry) -> int:

@@ -38,16 +38,17 @@ def one_group(convolve: Convolution, x: Array, w: Array, spec: ConvSpec) -> Arra
 
     An input with zeros between its elements is dealt with here: `dense.spread`.
     """
-    precision = tuple(spec.precision) if isinstance(spec.precision, list) else spec.precision  # hashable
     padding = spec.padding
     if any(d > 1 for d in spec.lhs_dilation):
         if all(s == 1 for s in spec.window_strides):
             low = [low for low, _ in padding]
-            return dense.spread(convolve, x, w, spec.lhs_dilation, low, spec.rhs_dilation, spec.output_space, precision)
+            return dense.spread(
+                convolve, x, w, spec.lhs_dilation, low, spec.rhs_dilation, spec.output_space, spec.precision
+            )
         x = dense.pad(x, padding, [d - 1 for d in spec.lhs_dilation])
         padding = ((0, 0),) * len(padding)
     space, taps = x.shape[1:-1], w.shape[:-2]
-    return convolve(x, w, Geometry(space, taps, spec.window_strides, padding, spec.rhs_dilation, precision))
+    return convolve(x, w, Geometry(space, taps, spec.window_strides, padding, spec.rhs_dilation, spec.precision))
 
 
 def is_depthwise(lhs: Array, spec: ConvSpec) -> bool:

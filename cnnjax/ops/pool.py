@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -44,7 +45,9 @@ def max_pool(
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
-    if 0 not in spec.output_space and all(s >= k for s, k in zip(spec.strides, spec.window, strict=True)):
+    if 0 in spec.output_space:
+        return jnp.zeros((*inputs.shape[: spec.axes[0]], *spec.output_space, inputs.shape[-1]), inputs.dtype)
+    if math.prod(spec.window) <= 4 and all(s >= k for s, k in zip(spec.strides, spec.window, strict=True)):
         return _max_of_blocks(inputs, spec)
     # The maximum over a window is the maximum over its rows of the maximum along each row, and the first maximum in
     # row-major order lies in the first row that attains it: so one axis at a time, the last one first. A window of k^n

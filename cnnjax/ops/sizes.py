@@ -190,6 +190,10 @@ def number_of_axes(name: str, value: object) -> int:
     Raises:
       InputError: `value` is no such sequence; the message calls it `name`.
     """
-    if isinstance(value, str) or not isinstance(value, Sized):
+    try:
+        length = 0 if isinstance(value, str) or not isinstance(value, Sized) else len(value)
+    except TypeError:  # an array without axes has a length, and has none
+        length = 0
+    if length == 0:
         raise InputError(f"{name} must be positive integers, one for each axis: got {value!r}")
-    return len(value)
+    return length

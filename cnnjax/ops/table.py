@@ -75,18 +75,22 @@ def shape_class(w: Array, g: Geometry) -> str:
     return "small" if min(g.outputs) <= 4 else "many channels"
 
 
-def methods(w: Array, g: Geometry) -> Methods:
-    """The methods for a convolution by a kernel [*tap, channel, feature], float32 or float64.
+LARGE = 2**30
+"""Bytes of a matrix of patches beyond which it is not made."""
+
+
+def methods(x: Array, w: Array, g: Geometry) -> Methods:
+    """The methods for a convolution of [batch, *space, channel] by [*tap, channel, feature], float32 or float64.
 
     Winograd's costs digits (`cnnjax.ops.winograd`), so that it is not taken where `precision`, or
     `jax.default_matmul_precision`, asks for more than the default.
     """
-    if w.dtype == jnp.float64:
-        return FLOAT64[shape_class(w, g)]
-    found = FLOAT32[shape_class(w, g)]
-    if found.forward == "winograd" and not is_default(g.precision):
-        return FLOAT32["many channels"]
-    return found
+    found = (FLOAT64 if w.dtype == jnp.float64 else FLOAT32)[shape_class(w, g)]
+    if found.forward == "winograd":
+        return found if is_default(g.precision) else FLOAT32["many channels"]
+    of_an_example = math.prod(g.outputs) * math.prod(g.taps) * w.shape[-2] * w.dtype.itemsize
+    examples = x.shape[0] if isinstance(x.shape[0], int) else 1  # it may be a symbol
+    return Methods("xla", "xla", "xla", found.keep) if examples * of_an_example > LARGE else found
 
 
 def is_default(precision: Any) -> bool:

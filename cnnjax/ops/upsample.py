@@ -44,6 +44,7 @@ def bilinear_kernel(factor: int, channels: int | None = None, *, depthwise: bool
     Raises:
       InputError: `factor` or `channels` is not a positive integer, or `depthwise` comes without `channels`.
     """
+    factor = int(factor) if isinstance(factor, numbers.Integral) else factor  # NumPy's small integers overflow
     if not isinstance(factor, numbers.Integral) or factor < 1:
         raise InputError(f"factor must be a positive integer: got {factor!r}")
     if channels is None and depthwise:

@@ -1,5 +1,7 @@
 """What `auto` chooses on CPU: every class of its table against the oracle, and what the choices promise."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,31 @@ def test_every_class(name, dtype):
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
         assert ours.dtype == dtype
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+def test_large_patches_are_not_made():
+    """Neither in float64 nor for a single channel: gigabytes of them would be needed."""
+    g = Geometry((1024, 1024), (31, 31), (1, 1), ((15, 15),) * 2, (1, 1))
+    for dtype in (jnp.float32, jnp.float64):
+        with jax.enable_x64(True):
+            x, w = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 1024, 1024, 1), (31, 31, 1, 1)))
+            assert set(table.methods(x, w, g)[:3]) == {"xla"}
+
+
+def test_no_convolution_both_crops_and_pads():
+    """The tangent of this one once did: XLA then reads beyond its input."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((1, 4, 4, 2), (3, 3, 2, 1)))
+
+    def jvp(convolve):
+        f = lambda x, w: convolve(x, w, (1, 1), ((-2, 2), (0, 0)), lhs_dilation=(1, 3), dimension_numbers=NHWC)
+        return jax.jvp(f, (x, w), (x, w))[1]
+
+    paddings = re.findall(r" padding=(\(\(.*?\)\))", str(jax.make_jaxpr(lambda: jvp(conv_general_dilated))()))
+    numbers = [[int(n) for n in re.findall(r"-?\d+", pairs)] for pairs in paddings]
+    assert numbers
+    assert all(min(each) >= 0 or max(each) <= 0 for each in numbers)
+    np.testing.assert_allclose(jvp(conv_general_dilated), jvp(lax.conv_general_dilated), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

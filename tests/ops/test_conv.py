@@ -269,6 +269,19 @@ def test_a_sharded_batch_is_not_gathered(name):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), ours(*sharded), alone)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 5, 16, 17])
+@pytest.mark.parametrize("name", OURS)
+def test_inside_shard_map(name, channels):
+    """Gradients by hand on 8 devices, of a batch in parts and of a kernel that all have, are those of the whole."""
+    x, w = operands_of([(8, 5, 6, channels), (3, 3, channels, 16)])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    energy = lambda x, w: (unlimited(name)(x, w, (1, 1), "SAME", dimension_numbers=NHWC) ** 2).sum()
+    gradients = jax.grad(energy, (0, 1))
+    specs = (jax.P("data"), jax.P())
+    by_hand = quick_jit(jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs))
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), by_hand(x, w), quick_jit(gradients)(x, w))
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_auto_is_safe_in_loops(name):
     """Inside a loop XLA's CPU backend is fast for convolutions in its canonical form alone: `auto` has no others."""

@@ -293,7 +293,7 @@ X, W = np.zeros((1, 4, 4, 3)), np.zeros((3, 3, 3, 2))
         ((X, W, (2,), "SAME"), {}, "strides must be a positive integer for each axis, 2 in all: got .2,."),
         ((X, W, (2, 0), "SAME"), {}, "strides must be .*: got .2, 0."),
         ((X, W, (2, 2), "SAME"), {"rhs_dilation": 2}, "rhs_dilation must be .*: got 2"),
-        ((X, W, (2, 2), "same"), {}, "unknown padding 'same': allowed: SAME, VALID"),
+        ((X, W, (2, 2), "same"), {}, "unknown padding 'same': did you mean 'SAME'. allowed: SAME, VALID"),
         ((X, W, (2, 2), "SAMEE"), {}, "unknown padding 'SAMEE': .*SAME, VALID"),
         ((X, W, (2, 2), [(1, 1)]), {}, "padding must be 'SAME', 'VALID' or a .low, high. pair.*2 axes: got ..1, 1.."),
         ((X, W, (2, 2), 1), {}, "padding must be .*: got 1"),
