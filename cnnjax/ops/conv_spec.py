@@ -149,7 +149,7 @@ def _check_precision(precision: Any) -> Any:
     precision = tuple(precision) if isinstance(precision, list) else precision
     if precision is None:
         return None
-    one = jnp.zeros((1, 1))
+    one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     try:
         jax.eval_shape(lambda a: lax.conv_general_dilated(a, a, (), "VALID", precision=precision), one)
     except (ValueError, TypeError, KeyError):

@@ -312,15 +312,17 @@ def test_auto_is_safe_in_loops(name):
         ((2, 0, 5, 2), (3, 3, 2, 4), "SAME", (2, 0, 5, 4)),
         ((2, 5, 5, 0), (3, 3, 0, 4), "SAME", (2, 5, 5, 4)),  # no channels: a sum of nothing
         ((2, 5, 5, 2), (3, 3, 2, 0), "SAME", (2, 5, 5, 0)),  # no features
+        ((2, 5, 5, 4), (3, 3, 2, 0), "SAME", (2, 5, 5, 0)),  # of two groups
     ],
 )
 def test_empty(name, x_shape, w_shape, padding, y_shape):
     """Shapes as lax makes them, zeros where there is nothing to sum, and gradients of the right shape."""
     x, w = jnp.ones(x_shape), jnp.ones(w_shape)
-    f = lambda x, w: conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=NHWC, implementation=unlimited(name))
+    options = {"dimension_numbers": NHWC, "feature_group_count": x_shape[-1] // max(1, w_shape[-2]) or 1}
+    f = lambda x, w: conv_general_dilated(x, w, (1, 1), padding, **options, implementation=unlimited(name))
     y, (gx, gw) = quick_jit(lambda x, w: (f(x, w), jax.vjp(f, x, w)[1](jnp.ones(y_shape))))(x, w)
     assert y.shape == y_shape
-    assert reference.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=NHWC).shape == y_shape
+    assert reference.conv_general_dilated(x, w, (1, 1), padding, **options).shape == y_shape
     if 0 in x_shape:
         assert not y.any()
     assert (gx.shape, gw.shape) == (x_shape, w_shape)

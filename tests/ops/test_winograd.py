@@ -236,7 +236,8 @@ def test_precision_is_that_of_the_products():
 
 
 @pytest.mark.parametrize("tile", [2, 4])
-@pytest.mark.parametrize(("taps", "axes", "channels"), [(r, *a) for r in (3, 5) for a in ((1, 1), (1, 16), (2, 16))])
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize(("axes", "channels"), [(1, 1), (1, 16), (2, 1), (2, 16)])
 def test_error_bound(taps, axes, channels, tile):
     """Rounding stays below the bound, and comes within a factor 1000 of it, or 2000 for 5 taps."""
     bound = error_factor(channels * taps**axes, (taps,) * axes, tile) * UNIT_ROUNDOFF["float32"]
