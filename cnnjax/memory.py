@@ -17,13 +17,15 @@ def keep_freed_memory() -> bool:
     for it; it then holds its largest need so far.
 
     To be called before anything starts a thread (NumPy does, when it is imported): threads that have asked for memory
-    before go on as they were. Nothing is done where the C library is another one, or where variables such as
-    MALLOC_ARENA_MAX or GLIBC_TUNABLES say what to do.
+    before go on as they were. Nothing is done where the C library is another one, where LD_PRELOAD names another
+    allocator, or where variables such as MALLOC_ARENA_MAX or GLIBC_TUNABLES say what to do.
 
     Returns:
       Whether it was done.
     """
-    if not sys.platform.startswith("linux") or any(v.startswith(("MALLOC_", "GLIBC_TUNABLES")) for v in os.environ):
+    settings = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    another = "malloc" in os.environ.get("LD_PRELOAD", "")  # jemalloc, tcmalloc, mimalloc
+    if settings or another or not sys.platform.startswith("linux"):
         return False
     try:
         set_option = ctypes.CDLL(None).mallopt

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lecture_images import A_SHARPENED, B_PLUS, A, B
 
 from cnnjax.ops import (
     CONV_IMPLEMENTATIONS,
@@ -27,26 +28,6 @@ from cnnjax.ops import (
 EXACT = [name for name in CONV_IMPLEMENTATIONS if name not in ("winograd", "fft")]
 EVERY_CONVOLUTION = {name: conv_implementation(name) for name in EXACT} | {"numpy": reference.conv_general_dilated}
 
-A = np.array(
-    [
-        [105, 102, 100, 97, 96],
-        [103, 99, 103, 101, 102],
-        [101, 98, 104, 102, 100],
-        [99, 101, 106, 104, 99],
-        [104, 104, 104, 100, 98],
-    ]
-)
-B = np.array(
-    [
-        [130, 136, 53, 44, 231, 67, 108],
-        [130, 89, 77, 58, 250, 154, 130],
-        [208, 239, 120, 111, 112, 181, 22],
-        [203, 223, 59, 79, 28, 57, 67],
-        [164, 140, 215, 235, 66, 30, 204],
-        [97, 159, 50, 110, 104, 76, 7],
-        [207, 150, 58, 47, 152, 81, 237],
-    ]
-)
 C = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 1, 1, 0, 0]])
 
 SHARPEN = np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])
@@ -92,17 +73,10 @@ def output_shape(layer, *shape):
 
 def test_sharpening_a(filtered):
     """Section 1: image A sharpened with zero padding 1; the deck works out 89, 111, 210 and 320."""
-    expected = [
-        [320, 206, 198, 188, 281],
-        [210, 89, 111, 101, 213],
-        [205, 85, 111, 101, 197],
-        [189, 98, 117, 113, 193],
-        [317, 211, 210, 194, 291],
-    ]
-    np.testing.assert_array_equal(filtered(A, SHARPEN, 1), expected)
+    np.testing.assert_array_equal(filtered(A, SHARPEN, 1), A_SHARPENED)
     bordered = np.pad(A, 1)
     for (i, j), worked_out in {(1, 1): 89, (1, 2): 111, (1, 0): 210, (0, 0): 320}.items():
-        assert (bordered[i : i + 3, j : j + 3] * SHARPEN).sum() == worked_out == expected[i][j]
+        assert (bordered[i : i + 3, j : j + 3] * SHARPEN).sum() == worked_out == A_SHARPENED[i][j]
 
 
 def test_strong_edges(filtered):
@@ -117,16 +91,7 @@ def test_strong_edges(filtered):
 def test_plus_shaped_mean_of_b(filtered):
     """Section 1: image B under the plus-shaped mean, zero padding 1: all 49 numbers."""
     plus = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]]) / 5
-    expected = [
-        [79.2, 81.6, 62.0, 77.2, 118.4, 112.0, 61.0],
-        [111.4, 134.2, 79.4, 108.0, 161.0, 156.4, 82.8],
-        [156.0, 175.8, 121.2, 96.0, 136.4, 105.2, 80.0],
-        [159.6, 172.8, 139.2, 102.4, 68.4, 72.6, 70.0],
-        [120.8, 180.2, 139.8, 141.0, 92.6, 86.6, 61.6],
-        [125.4, 119.2, 118.4, 109.2, 101.6, 59.6, 104.8],
-        [90.8, 114.8, 61.0, 73.4, 76.8, 109.2, 65.0],
-    ]
-    np.testing.assert_allclose(filtered(B, plus, 1), expected, rtol=1e-5)
+    np.testing.assert_allclose(filtered(B, plus, 1), B_PLUS, rtol=1e-5)
 
 
 def test_image_c(filtered):

@@ -29,7 +29,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def run(argument, **variables):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))}
     command = [sys.executable, "-c", PROGRAM, argument]
     answer = subprocess.run(command, env=kept | variables, cwd=ROOT, capture_output=True, text=True, check=True)
     done, faults = answer.stdout.split()
@@ -48,3 +48,4 @@ def test_freed_memory_is_kept():
 
 def test_the_users_own_settings_are_respected():
     assert run("keep", MALLOC_ARENA_MAX="4")[0] is False
+    assert run("keep", LD_PRELOAD="libjemalloc.so.2")[0] is False  # the loader warns that there is none, and goes on

@@ -16,7 +16,7 @@ from cnnjax.ops.bilinear import bilinear
 from cnnjax.ops.conv_spec import ConvSpec, channels_last_numbers
 from cnnjax.ops.dense import Geometry
 from cnnjax.ops.folded import by_folding, kernel_by_folding
-from cnnjax.ops.group import depthwise, is_depthwise, one_group
+from cnnjax.ops.group import by_group, depthwise, is_depthwise, one_group
 from cnnjax.ops.layout import accumulator_dtype, channels_last, result_dtype, to_output
 from cnnjax.ops.xla import conv_xla
 
@@ -29,8 +29,9 @@ def conv_auto(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     """
     if is_whole_window(lhs, rhs, spec):
         return whole_window(lhs, rhs, spec)
-    empty = 0 in (*lhs.shape, *rhs.shape, *spec.output_space)
-    if empty or len(spec.output_space) not in (1, 2, 3) or jnp.issubdtype(lhs.dtype, jnp.complexfloating):
+    if 0 in (*lhs.shape, *rhs.shape, *spec.output_space):
+        return by_group(convolve, lhs, rhs, spec)  # which has nothing to compute
+    if len(spec.output_space) not in (1, 2, 3) or jnp.issubdtype(lhs.dtype, jnp.complexfloating):
         return conv_xla(lhs, rhs, spec)
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu and not is_grouped(lhs, spec):

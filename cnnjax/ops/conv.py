@@ -1,19 +1,21 @@
 """Convolution as a drop-in for `jax.lax.conv_general_dilated`, with the implementation chosen by name."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 from jax import Array, lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 from jax.typing import ArrayLike
 
 from cnnjax.ops import winograd
 from cnnjax.ops.auto import conv_auto
 from cnnjax.ops.conv_spec import ConvSpec, conv_spec
 from cnnjax.ops.direct import conv_direct
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, as_array, unknown
 from cnnjax.ops.fft import conv_fft
 from cnnjax.ops.im2col import conv_im2col
 from cnnjax.ops.shift import conv_shift
@@ -97,7 +99,7 @@ def conv_general_dilated(
       TypeError: integer operands, operands of two dtypes, or a `preferred_element_type` that cannot hold the result.
     """
     choice = implementation if isinstance(implementation, ConvImplementation) else conv_implementation(implementation)
-    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     spec = conv_spec(
         lhs,
         rhs,
@@ -112,7 +114,30 @@ def conv_general_dilated(
         preferred_element_type,
         out_sharding,
     )
-    return _by(choice.name, choice.otherwise, lhs, rhs, spec)
+    convolve = functools.partial(_by, choice.name, choice.otherwise, spec=spec)
+    return _in_explicit_mesh(convolve, lhs, rhs, spec)
+
+
+def _in_explicit_mesh(convolve: Callable[[Array, Array], Array], lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
+    """The convolution, also where types say how arrays are sharded: on a mesh with axes of type Explicit.
+
+    Not every reshape and every product over a sharded batch that a convolution is made of has a rule there. They are
+    left to the compiler, as they are with axes of type Auto; the output is sharded as the batch of `lhs` and the
+    features of `rhs` are.
+    """
+    of_lhs, of_rhs = (jax.typeof(array).sharding for array in (lhs, rhs))
+    meshes = [s.mesh for s in (of_lhs, of_rhs) if AxisType.Explicit in s.mesh.axis_types]
+    if not meshes:
+        return convolve(lhs, rhs)
+    numbers = spec.dimension_numbers
+    batch, feature = of_lhs.spec[numbers.lhs_spec[0]], of_rhs.spec[numbers.rhs_spec[0]]
+    if spec.batch_group_count > 1:
+        batch = feature = None
+    elif set(jax.tree.leaves(batch)) & set(jax.tree.leaves(feature)):  # each is a name, several, or None
+        feature = None
+    axes: list[Any] = [None] * lhs.ndim
+    axes[numbers.out_spec[0]], axes[numbers.out_spec[1]] = batch, feature
+    return auto_axes(convolve, out_sharding=NamedSharding(meshes[0], PartitionSpec(*axes)))(lhs, rhs)
 
 
 def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec) -> Array:

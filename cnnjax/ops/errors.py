@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
 
 class InputError(ValueError):
     """A mistake in what the caller gave: one line that names the argument, what was received and what is allowed.
@@ -24,3 +28,11 @@ def unknown(kind: str, received: object, allowed: Iterable[str]) -> InputError:
     nearest = difflib.get_close_matches(str(received).lower(), in_lower_case, n=1, cutoff=0.5)
     hint = f"did you mean {in_lower_case[nearest[0]]!r}? " if nearest else ""
     return InputError(f"unknown {kind} {received!r}: {hint}allowed: {', '.join(allowed)}")
+
+
+def as_array(name: str, value: ArrayLike) -> Array:
+    """`value` as an array; a `TypeError` that names the argument if it is none, such as None, text or a ragged list."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers: got {value!r:.80}") from None

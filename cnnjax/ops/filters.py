@@ -32,7 +32,7 @@ from jax.typing import ArrayLike
 
 from cnnjax.ops import sizes
 from cnnjax.ops.conv import conv_general_dilated
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, as_array, unknown
 from cnnjax.ops.pool_spec import pool_spec
 from cnnjax.ops.windows import windows
 
@@ -224,7 +224,7 @@ def magnitude(vertical: ArrayLike, horizontal: ArrayLike) -> Array:
       InputError: two shapes.
       TypeError: complex or boolean arrays.
     """
-    parts = {"vertical": jnp.asarray(vertical), "horizontal": jnp.asarray(horizontal)}
+    parts = {"vertical": as_array("vertical", vertical), "horizontal": as_array("horizontal", horizontal)}
     for name, part in parts.items():
         if part.dtype == jnp.bool_ or jnp.issubdtype(part.dtype, jnp.complexfloating):
             raise TypeError(f"{name} must hold real numbers: got {part.dtype}")
@@ -269,7 +269,7 @@ def sharpen(image: ArrayLike, amount: ArrayLike = 1.0, mode: str = "reflect") ->
       InputError, TypeError: as `correlate`.
     """
     image = _image(image)
-    return image - jnp.asarray(amount, image.dtype) * laplacian(image, mode)
+    return image - as_array("amount", amount).astype(image.dtype) * laplacian(image, mode)
 
 
 def emboss(image: ArrayLike, mode: str = "reflect") -> Array:
@@ -317,7 +317,7 @@ def median(image: ArrayLike, size: int | Sequence[int] = 3, mode: str = "reflect
 
 def _image(image: ArrayLike) -> Array:
     """The image in floating point, once it has been looked at."""
-    image = jnp.asarray(image)
+    image = as_array("image", image)
     if image.dtype == jnp.bool_ or jnp.issubdtype(image.dtype, jnp.complexfloating):
         raise TypeError(f"image must hold real numbers: got {image.dtype}")
     if image.ndim < 3 or 0 in image.shape[-3:]:
@@ -326,7 +326,7 @@ def _image(image: ArrayLike) -> Array:
 
 
 def _kernel(kernel: ArrayLike) -> Array:
-    kernel = jnp.asarray(kernel)
+    kernel = as_array("kernel", kernel)
     if kernel.dtype == jnp.bool_ or jnp.issubdtype(kernel.dtype, jnp.complexfloating):
         raise TypeError(f"kernel must hold real numbers: got {kernel.dtype}")
     if kernel.ndim != 2 or kernel.size == 0:

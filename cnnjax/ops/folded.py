@@ -24,6 +24,9 @@ from jax import Array, lax
 from cnnjax.ops import dense
 from cnnjax.ops.dense import Geometry
 
+FEW_CHANNELS = 15
+"""Up to how many input channels folding pays, whatever the features."""
+
 
 def by_folding(x: Array, w: Array, g: Geometry) -> Array:
     """y of XLA's convolution, of as many outputs together as pay."""
@@ -58,7 +61,7 @@ def outputs_together(channels: int, features: int, g: Geometry) -> int:
     XLA hands convolutions of up to 16 features to a library that is slow for few of them, and those of 3 channels to
     another that is slow for these up to 32 features.
     """
-    if (channels > 15 and features > 8) or g.dilation[-1] > 1:
+    if (channels > FEW_CHANNELS and features > 8) or g.dilation[-1] > 1:
         return 1
     if (features <= 3 or (features <= 8 and channels <= 4)) and g.outputs[-1] >= 8:
         return 4

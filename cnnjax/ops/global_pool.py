@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from cnnjax.ops.errors import InputError
+from cnnjax.ops.errors import InputError, as_array
 
 
 def global_max_pool(inputs: ArrayLike, keepdims: bool = False) -> Array:
@@ -27,7 +27,7 @@ def global_max_pool(inputs: ArrayLike, keepdims: bool = False) -> Array:
       InputError: `inputs` has no spatial axis or no positions.
       TypeError: complex inputs, which have no order.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_array("inputs", inputs)
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     space = _space(inputs)
@@ -56,7 +56,7 @@ def global_avg_pool(inputs: ArrayLike, keepdims: bool = False) -> Array:
       InputError: `inputs` has no spatial axis or no positions.
       TypeError: boolean inputs, which have no mean.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_array("inputs", inputs)
     if inputs.dtype == jnp.bool_:
         raise TypeError(f"inputs must hold numbers: got {inputs.dtype}")
     space = _space(inputs)

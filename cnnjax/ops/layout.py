@@ -6,6 +6,8 @@ Groups of channels and groups of the batch become an axis of their own, and what
 one; what is left to write down is the convolution itself.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -22,7 +24,8 @@ def result_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
 
 def accumulator_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
     """The dtype to sum in: that of the output, float32 at least."""
-    return jnp.promote_types(jnp.promote_types(lhs.dtype, result_dtype(lhs, spec)), jnp.float32)
+    wide = [dtype for dtype in (lhs.dtype, result_dtype(lhs, spec)) if dtype.itemsize >= 4]
+    return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))  # narrower ones need not promote to it
 
 
 def channels_last(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from cnnjax.ops import layout, sizes
 from cnnjax.ops.conv_spec import ConvSpec, conv_spec, dimension_numbers_of
-from cnnjax.ops.errors import InputError
+from cnnjax.ops.errors import InputError, as_array
 from cnnjax.ops.windows import seen_by
 
 
@@ -65,7 +65,7 @@ def conv_local(
       InputError: an argument is out of range or does not agree with the shapes.
       TypeError: integer operands, or operands of two dtypes.
     """
-    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     numbers = dimension_numbers_of(dimension_numbers, lhs.shape, rhs.shape)
     filter_shape = sizes.per_axis("filter_shape", filter_shape, lhs.ndim - 2)
     feature, channel, *space = numbers.rhs_spec

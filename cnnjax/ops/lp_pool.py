@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from cnnjax.ops.errors import InputError
+from cnnjax.ops.errors import InputError, as_array
 from cnnjax.ops.pool import max_pool
 from cnnjax.ops.pool_spec import pool_spec
 from cnnjax.ops.windows import windows
@@ -53,7 +53,7 @@ def lp_pool(
       InputError: an argument is out of range or does not agree with the shape of `inputs`.
       TypeError: boolean or complex inputs.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_array("inputs", inputs)
     if inputs.dtype == jnp.bool_ or jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     if not isinstance(p, numbers.Real) or not p >= 1:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from cnnjax.ops.errors import InputError
+from cnnjax.ops.errors import InputError, as_array
 
 
 def local_response_norm(x: ArrayLike, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> Array:
@@ -40,7 +40,7 @@ def local_response_norm(x: ArrayLike, size: int = 5, k: float = 2.0, alpha: floa
       InputError: `size`, `k`, `alpha` or `beta` is out of range, or `x` is a scalar.
       TypeError: `x` does not hold real floating-point numbers.
     """
-    x = jnp.asarray(x)
+    x = as_array("x", x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must hold real floating-point numbers: got {x.dtype}")
     if x.ndim == 0:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from cnnjax.ops import sizes
@@ -146,6 +147,8 @@ def convolution_matrix(
 
 
 def _kernel(kernel: ArrayLike) -> np.ndarray:
+    if isinstance(kernel, Tracer):
+        raise TypeError("kernel must be numbers that are known, not traced: compute the matrix outside jit and grad")
     kernel = np.asarray(kernel)
     if not jnp.issubdtype(kernel.dtype, jnp.number):
         raise TypeError(f"kernel must hold numbers: got {kernel.dtype}")

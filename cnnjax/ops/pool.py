@@ -5,13 +5,16 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops import sizes
+from cnnjax.ops.errors import as_array
 from cnnjax.ops.pool_spec import PoolSpec, pool_spec
-from cnnjax.ops.windows import lowest, pad_along, seen_by
+from cnnjax.ops.windows import combine_windows, lowest, pad_along, pad_to_windows
 
 
 def max_pool(
@@ -24,8 +27,9 @@ def max_pool(
 
     The gradient goes to the first maximum of each window in row-major order, as that of XLA's reduce-window does, but
     by slices and selects alone: deterministic on every backend, differentiable in both modes and any number of times.
-    A NaN in a window makes its maximum NaN. Padding is -inf, and comes first where a window starts in it: the gradient
-    of a window of nothing but -inf is lost there, as it is in `flax.linen` on CPU and GPU.
+    A NaN in a window makes its maximum NaN, and the gradient goes to the last of them, as in PyTorch. Padding is -inf,
+    and comes first where a window starts in it: the gradient of a window of nothing but -inf is lost there, as it is in
+    `flax.linen` on CPU and GPU.
 
     Args:
       inputs: [..., *space, channel], with as many spatial axes as `window_shape` has entries and any number of axes, or
@@ -41,7 +45,7 @@ def max_pool(
       InputError: an argument is out of range or does not agree with the shape of `inputs`.
       TypeError: complex inputs, which have no order.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_array("inputs", inputs)
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
@@ -50,13 +54,11 @@ def max_pool(
     if math.prod(spec.window) <= 4 and all(s >= k for s, k in zip(spec.strides, spec.window, strict=True)):
         return _max_of_blocks(inputs, spec)
     # The maximum over a window is the maximum over its rows of the maximum along each row, and the first maximum in
-    # row-major order lies in the first row that attains it: so one axis at a time, the last one first. A window of k^n
-    # elements then costs k n comparisons.
+    # row-major order lies in the first row that attains it: so one axis at a time, the last one first.
     maximum = inputs
     along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
-    for axis, window, stride, pair, outputs in reversed(along_axes):
-        maximum = pad_along(maximum, axis, pair, lowest(inputs.dtype))
-        maximum = _first_maximum([seen_by(tap, maximum, axis, stride, outputs) for tap in range(window)])
+    for along in reversed(along_axes):
+        maximum = _max_along(maximum, *along)
     return maximum
 
 
@@ -66,25 +68,53 @@ def _max_of_blocks(x: Array, spec: PoolSpec) -> Array:
     Then the taps are slices of one reshaped array, and their gradients go back without a sum: for 2x2 windows half of
     the time that one axis after the other takes.
     """
-    for axis, stride, (low, _), outputs in zip(spec.axes, spec.strides, spec.padding, spec.output_space, strict=True):
+    for i, (axis, stride, outputs) in enumerate(zip(spec.axes, spec.strides, spec.output_space, strict=True)):
+        axis, (low, _) = axis + i, spec.padding[i]  # each axis before became two
         x = pad_along(x, axis, (low, outputs * stride - x.shape[axis] - low), lowest(x.dtype))
-    first, last = spec.axes[0], spec.axes[-1] + 1
-    blocks = [size for pair in zip(spec.output_space, spec.strides, strict=True) for size in pair]
-    x = x.reshape(*x.shape[:first], *blocks, *x.shape[last:])
+        x = x.reshape(*x.shape[:axis], outputs, stride, *x.shape[axis + 1 :])
     every = slice(None)
     taps = itertools.product(*map(range, spec.window))
-    return _first_maximum([x[(every,) * first + tuple(i for tap in at for i in (every, tap))] for at in taps])
+    seen = [x[(every,) * spec.axes[0] + tuple(i for tap in at for i in (every, tap))] for at in taps]
+    return functools.reduce(_first_maximum, seen)
 
 
-def _first_maximum(taps: Sequence[Array]) -> Array:
-    """The maximum of arrays element by element, as a running maximum that only a larger number, or a NaN, replaces."""
-    best, *rest = taps
-    for candidate in rest:
-        better = candidate > best
-        if jnp.issubdtype(best.dtype, jnp.inexact):
-            better |= jnp.isnan(candidate)
-        best = jnp.where(better, candidate, best)
-    return best
+def _max_along(x: Array, axis: int, window: int, stride: int, pair: sizes.Pair, outputs: int) -> Array:
+    """The maximum of each window along one axis.
+
+    A window and the distance to the next consist of whole blocks, as large as their greatest common divisor: windows
+    side by side are one block each.
+    """
+    stride = window if outputs == 1 else stride
+    x = pad_to_windows(x, axis, window, stride, pair[0], outputs, lowest(x.dtype))
+    block = math.gcd(window, stride)
+    if block > 2:
+        x = _max_of(x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :]), axis + 1)
+        window, stride = window // block, stride // block
+    return combine_windows(_first_maximum, x, axis, window, stride, outputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_of(x: Array, axis: int) -> Array:
+    """The maximum along an axis; its gradient goes to the first place of it, or to the last NaN."""
+    return x.max(axis)
+
+
+@_max_of.defjvp
+def _(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    y = x.max(axis, keepdims=True)
+    place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    # The least of these is that of the first maximum, or, below zero, that of the last NaN.
+    key = jnp.where(jnp.isnan(x), -1 - place, jnp.where(x == y, place, x.shape[axis])).min(axis, keepdims=True)
+    return y.squeeze(axis), jnp.where(place == jnp.where(key < 0, -1 - key, key), dx, 0).sum(axis)
+
+
+def _first_maximum(best: Array, candidate: Array) -> Array:
+    """The larger of two numbers, element by element: the first where they are equal, a NaN if there is one."""
+    better = candidate > best
+    if jnp.issubdtype(best.dtype, jnp.inexact):
+        better |= jnp.isnan(candidate)
+    return jnp.where(better, candidate, best)
 
 
 def avg_pool(
@@ -112,7 +142,7 @@ def avg_pool(
       InputError: an argument is out of range or does not agree with the shape of `inputs`.
       TypeError: boolean inputs, which have no mean.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_array("inputs", inputs)
     if inputs.dtype == jnp.bool_:
         raise TypeError(f"inputs must hold numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)

@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from cnnjax.ops.conv import ConvImplementation, conv_general_dilated
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, as_array, unknown
 
 MODES: tuple[str, ...] = ("full", "same", "valid")
 """Which outputs there are; see `convolve`."""
@@ -113,7 +113,7 @@ def correlate(
 
 def _operands(image: ArrayLike, kernel: ArrayLike, mode: str) -> Sequence[Array]:
     """Image and kernel in the dtype they promote to, once everything has been looked at."""
-    arrays = {"image": jnp.asarray(image), "kernel": jnp.asarray(kernel)}
+    arrays = {"image": as_array("image", image), "kernel": as_array("kernel", kernel)}
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.inexact):
             raise TypeError(f"{name} must hold real or complex floating-point numbers: got {array.dtype}")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from cnnjax.ops.dense import Geometry
+from cnnjax.ops.folded import FEW_CHANNELS
 
 
 class Methods(NamedTuple):
@@ -68,7 +69,7 @@ def shape_class(w: Array, g: Geometry) -> str:
         return "five taps"
     if channels == 1 or math.prod(g.taps) * channels <= 36:
         return "narrow"
-    if channels <= 15:
+    if channels <= FEW_CHANNELS:
         return "few channels"
     if not plain:
         return "strided"

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from cnnjax.ops import sizes
 from cnnjax.ops.conv import ConvImplementation, conv_general_dilated
 from cnnjax.ops.conv_spec import channels_last_numbers, dimension_numbers_of
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, as_array, unknown
 
 
 def conv_transpose(
@@ -91,7 +91,7 @@ def conv_transpose(
       InputError: an argument is out of range or does not agree with the shapes, or `implementation` is unknown.
       TypeError: integer operands, operands of two dtypes, or a `preferred_element_type` that cannot hold the result.
     """
-    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     kernel, arguments = as_dilated_convolution(
         lhs,
         rhs,

@@ -9,15 +9,16 @@ import functools
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from cnnjax.ops import sizes
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, as_array, unknown
 from cnnjax.ops.pool_spec import pool_spec
-from cnnjax.ops.windows import lowest, pad_along, seen_by
+from cnnjax.ops.windows import combine_windows, lowest, pad_to_windows
 
 OVERLAPS = ("sum", "last")
 
@@ -31,9 +32,9 @@ def max_pool_with_switches(
     """The maximum of each window, each channel by itself, and where it was.
 
     The maximum is that of `max_pool`, and its gradient goes to the switch. Among equal elements the first in row-major
-    order is the maximum; a NaN is larger than every number; padding is never the maximum of a window that holds an
-    element of the input. The switches are those of PyTorch's `max_pool2d(..., return_indices=True)` with the channel
-    axis last, but for a window with more than one NaN, where PyTorch takes the last.
+    order is the maximum; a NaN is larger than every number, and than a NaN before it; padding is never the maximum of a
+    window that holds an element of the input. The switches are those of PyTorch's
+    `max_pool2d(..., return_indices=True)` with the channel axis last.
 
     Args:
       inputs: [..., *space, channel], with as many spatial axes as `window_shape` has entries and any number of axes, or
@@ -51,7 +52,7 @@ def max_pool_with_switches(
         than int32 can count.
       TypeError: complex inputs, which have no order.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_array("inputs", inputs)
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
@@ -60,22 +61,18 @@ def max_pool_with_switches(
         raise InputError(
             f"inputs must have no more than 2^31 - 1 positions: got {math.prod(space)}, shape {inputs.shape}"
         )
+    if 0 in spec.output_space:
+        empty = (*inputs.shape[: spec.axes[0]], *spec.output_space, inputs.shape[-1])
+        return jnp.zeros(empty, inputs.dtype), jnp.zeros(empty, jnp.int32)
     # As in `max_pool`, one axis at a time and the last one first; a maximum takes its position along.
-    maximum, switches = inputs, jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*space, 1)
-    switches = jnp.broadcast_to(switches, inputs.shape)
+    positions = jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*space, 1)
+    maximum, switches = inputs, positions + jnp.zeros_like(inputs, jnp.int32)  # sharded as the inputs are
     along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
-    for along in reversed(along_axes):
-        maximum, switches = _first_maximum_along(maximum, switches, *along)
+    for axis, window, stride, pair, outputs in reversed(along_axes):
+        pad = functools.partial(pad_to_windows, axis=axis, window=window, stride=stride, low=pair[0], outputs=outputs)
+        padded = pad(maximum, value=lowest(maximum.dtype)), pad(switches, value=jnp.int32(-1))
+        maximum, switches = combine_windows(_first_of_the_larger, padded, axis, window, stride, outputs)
     return maximum, switches
-
-
-def _first_maximum_along(
-    x: Array, position: Array, axis: int, window: int, stride: int, pair: sizes.Pair, outputs: int
-) -> tuple[Array, Array]:
-    """The maximum of each window along one axis and its position, which is -1 for padding."""
-    x, position = pad_along(x, axis, pair, lowest(x.dtype)), pad_along(position, axis, pair, jnp.int32(-1))
-    seen = lambda tap: (seen_by(tap, x, axis, stride, outputs), seen_by(tap, position, axis, stride, outputs))
-    return functools.reduce(_first_of_the_larger, map(seen, range(window)))
 
 
 def _first_of_the_larger(best: tuple[Array, Array], candidate: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -83,7 +80,7 @@ def _first_of_the_larger(best: tuple[Array, Array], candidate: tuple[Array, Arra
     (x, i), (y, j) = best, candidate
     later = (y > x) | (i < 0)
     if jnp.issubdtype(x.dtype, jnp.inexact):
-        later |= jnp.isnan(y) & ~jnp.isnan(x)
+        later |= jnp.isnan(y)
     return jnp.where(later, y, x), jnp.where(later, j, i)
 
 
@@ -118,10 +115,10 @@ def max_unpool(pooled: ArrayLike, switches: ArrayLike, output_space: Sequence[in
       [..., *output_space, channel], of the dtype of `pooled`. bfloat16 and float16 are summed in float32.
 
     Raises:
-      InputError: shapes do not agree, or `overlap` is unknown.
+      InputError: shapes do not agree, `overlap` is unknown, or there are more positions than int32 can count.
       TypeError: switches that are not integers, or boolean `pooled`.
     """
-    pooled, switches = jnp.asarray(pooled), jnp.asarray(switches)
+    pooled, switches = as_array("pooled", pooled), as_array("switches", switches)
     space = sizes.per_axis("output_space", output_space, sizes.number_of_axes("output_space", output_space))
     if pooled.dtype == jnp.bool_:
         raise TypeError(f"pooled must hold numbers: got {pooled.dtype}")
@@ -137,38 +134,41 @@ def max_unpool(pooled: ArrayLike, switches: ArrayLike, output_space: Sequence[in
     if overlap not in OVERLAPS:
         raise unknown("overlap", overlap, OVERLAPS)
 
-    batch, windows, channels = pooled.shape[: -len(space) - 1], pooled.shape[-len(space) - 1 : -1], pooled.shape[-1]
-    flat = (math.prod(batch), math.prod(windows), channels)
-    values, to = pooled.reshape(flat), switches.reshape(flat)
-    place = {"sum": _sum_at, "last": _last_at}[overlap]
-    return place(values, to, math.prod(space)).reshape(*batch, *space, channels)
+    positions = math.prod(space)
+    if positions > np.iinfo(np.int32).max:
+        raise InputError(f"output_space must have no more than 2^31 - 1 positions: got {positions}, {space}")
+    place = functools.partial({"sum": _sum_at, "last": _last_at}[overlap], positions=positions)
+    batch, channels = pooled.shape[: -len(space) - 1], pooled.shape[-1]
+    of_windows = (*batch, math.prod(pooled.shape[len(batch) : -1]), channels)
+    for _ in batch:  # an axis of its own each, so that a batch that is sharded stays where it is
+        place = jax.vmap(place)
+    return place(pooled.reshape(of_windows), switches.reshape(of_windows)).reshape(*batch, *space, channels)
 
 
 def _sum_at(values: Array, to: Array, positions: int) -> Array:
-    """y[b, to[b, w, c], c] += values[b, w, c]: [batch, position, channel]."""
+    """y[to[w, c], c] += values[w, c]: [position, channel]."""
     half = jnp.issubdtype(values.dtype, jnp.floating)
     accumulator = jnp.promote_types(values.dtype, jnp.float32) if half else values.dtype
-    zeros = jnp.zeros((len(values), positions, values.shape[2]), accumulator)
+    zeros = jnp.zeros((positions, values.shape[1]), accumulator)
     return zeros.at[_places(to, positions)].add(values.astype(accumulator), mode="drop").astype(values.dtype)
 
 
 def _last_at(values: Array, to: Array, positions: int) -> Array:
-    """y[b, i, c] = values[b, w, c] for the last w with to[b, w, c] = i: [batch, position, channel]."""
-    batch, number_of_windows, channels = values.shape
+    """y[i, c] = values[w, c] for the last w with to[w, c] = i: [position, channel]."""
+    number_of_windows, channels = values.shape
     if number_of_windows == 0:
-        return jnp.zeros((batch, positions, channels), values.dtype)
+        return jnp.zeros((positions, channels), values.dtype)
     # Which window wins is a maximum, which has no order to depend on; and as each wins in one place at most, nothing
     # is added to anything, here or in the gradient.
-    nobody = jnp.full((batch, positions, channels), -1, jnp.int32)
+    nobody = jnp.full((positions, channels), -1, jnp.int32)
     window = jnp.arange(number_of_windows, dtype=jnp.int32)[:, None]
     winner = nobody.at[_places(to, positions)].max(window, mode="drop")
-    return jnp.where(winner < 0, 0, jnp.take_along_axis(values, jnp.maximum(winner, 0), axis=1))
+    return jnp.where(winner < 0, 0, jnp.take_along_axis(values, jnp.maximum(winner, 0), axis=0))
 
 
-def _places(to: Array, positions: int) -> tuple[Array, Array, Array]:
-    """Indices [batch, window, channel] of what goes where; a negative one, which would count from the end, is moved
-    beyond the last."""
-    batch, _, channels = to.shape
+def _places(to: Array, positions: int) -> tuple[Array, Array]:
+    """Indices [window, channel] of what goes where; a negative one, which would count from the end, is moved beyond
+    the last."""
     if to.dtype.itemsize < 4:
         to = to.astype(jnp.int32)  # `positions` may be more than it can hold
-    return jnp.arange(batch)[:, None, None], jnp.where(to < 0, positions, to), jnp.arange(channels)
+    return jnp.where(to < 0, positions, to), jnp.arange(to.shape[1])

@@ -1,7 +1,11 @@
 """What the poolings are made of: padding along an axis, what a tap of the window meets, whole windows side by side."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -43,8 +47,52 @@ def pad_along(x: Array, axis: int, pair: tuple[int, int], value: Array) -> Array
     return lax.pad(x, value, [(*(pair if i == axis else (0, 0)), 0) for i in range(x.ndim)])
 
 
+def pad_to_windows(x: Array, axis: int, window: int, stride: int, low: int, outputs: int, value: Array) -> Array:
+    """`x` with `low` elements of `value` before it along one axis, and as many after it as the last window needs.
+
+    Rounded up to a multiple of the stride; a negative number crops, and so does what no window needs.
+    """
+    size = -(-((outputs - 1) * stride + window) // stride) * stride
+    return pad_along(x, axis, (low, size - low - x.shape[axis]), value)
+
+
 def seen_by(tap: int, x: Array, axis: int, stride: int, outputs: int) -> Array:
     """What one tap of the window meets along one axis: x[p stride + tap] for every output position p."""
     if outputs == 0:
         return lax.slice_in_dim(x, 0, 0, axis=axis)
+    if stride > 1 and x.shape[axis] % stride == 0:  # then slices without a stride do, which are faster on CPU
+        x = x.reshape(*x.shape[:axis], x.shape[axis] // stride, stride, *x.shape[axis + 1 :])
+        x = lax.index_in_dim(x, tap % stride, axis + 1, keepdims=False)
+        return lax.slice_in_dim(x, tap // stride, tap // stride + outputs, axis=axis)
     return lax.slice_in_dim(x, tap, tap + (outputs - 1) * stride + 1, stride, axis)
+
+
+def combine_windows(
+    combine: Callable[[Any, Any], Any], x: Any, axis: int, window: int, stride: int, outputs: int
+) -> Any:
+    """One element for all of each window along one axis: say, the largest.
+
+    A short window is combined tap by tap. For a long one each element is first combined with its neighbour, each of
+    these pairs with the next pair, and so on; two of the largest runs that fit, overlapping, make the window, after
+    log2(window) steps.
+
+    Args:
+      combine: chooses one of two elements, of which the first comes before the second: associative, and
+        combine(a, a) = a.
+      x: an array, or several of the same shape as a tuple, padded.
+      axis: along which the windows lie.
+      window: how many elements of `x` are in a window.
+      stride: from window to window.
+      outputs: how many windows there are, at least one.
+
+    Returns:
+      As `x`, with `outputs` elements along the axis.
+    """
+    taps = lambda tap, stride, count: jax.tree.map(lambda a: seen_by(tap, a, axis, stride, count), x)
+    reach = 1  # how many elements of the original are in one of x
+    while window > 4 and 2 * reach < window:
+        pairs = jax.tree.leaves(x)[0].shape[axis] - reach
+        x = combine(taps(0, 1, pairs), taps(reach, 1, pairs))
+        reach *= 2
+    starts = range(window) if reach == 1 else (0, window - reach)
+    return functools.reduce(combine, [taps(start, stride, outputs) for start in starts])

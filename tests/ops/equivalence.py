@@ -16,6 +16,7 @@ import pathlib
 import random
 import sys
 import time
+import unittest.mock
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnnjax.ops import CONV_IMPLEMENTATIONS, conv_implementation, fft, reference, winograd
+from cnnjax.ops import CONV_IMPLEMENTATIONS, auto, conv_implementation, fft, reference, winograd
 from cnnjax.ops.conv_spec import conv_spec
 
 # --- The covering array -----------------------------------------------------------------------------------------------
@@ -41,8 +42,12 @@ OPTIONS = {
     "rhs_dilation": [(1, 1, 1), (2, 2, 2), (2, 1, 3)],
     "kernel": [(1, 1, 1), (3, 3, 1), (2, 4, 1), (3, 1, 3)],
     "groups": ["one", "two", "depthwise", "multiplier", "batch"],
+    "channels": [1, 9],
 }
-"""What a case has one value of each; the first entries of a tuple are those of the axes there are."""
+"""What a case has one value of each; the first entries of a tuple are those of the axes there are.
+
+Nine times the channels and features are enough for every method that `auto` chooses among.
+"""
 
 WINOGRAD_OPTIONS = OPTIONS | {
     "strides": [(1, 1, 1)],
@@ -121,6 +126,9 @@ def shapes_and_options(case: Case) -> tuple[list[int], list[int], dict[str, Any]
         "multiplier": (3, 1, 3, 6),
         "batch": (1, 2, 2, 4),
     }[case["groups"]]
+    channels, features = channels * case["channels"], features * case["channels"]
+    if groups == 3:  # of one channel each
+        groups = channels
     lhs = {"N": 2, "C": channels} | dict(zip("HWD", (6, 5, 4)[:n], strict=False))
     rhs = {"O": features, "I": channels // groups} | dict(zip("HWD", case["kernel"], strict=False))
     s = "HWD"[:n]
@@ -279,20 +287,47 @@ def bound(name: str, quantity: str, it: Exact, dtype: str, lhs: Any, rhs: Any, o
     u = unit_roundoff(jnp.promote_types(dtype, jnp.float32))  # of what is computed in
     spec = conv_spec(lhs, rhs, **options)
     taps = [rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:]]
+    direct = gamma(it.terms, u) * it.scale
     if name == "winograd":
-        terms = (it.terms + len(taps)) * math.prod(taps) if "kernel" in quantity else it.terms
-        error = winograd.error_factor(terms, tuple(taps)) * u * it.largest
+        error = error_by_winograd(quantity, it, u, tuple(taps))
+    elif name == "auto":
+        tiled = tiled_by_auto(lhs.shape, rhs.shape, dtype, **options)
+        error = functools.reduce(np.maximum, (error_by_winograd(quantity, it, u, t) for t in tiled), direct)
     elif name == "fft":
         tile, overlap = fft_tiles(lhs, rhs, taps, spec)
         factor = fft.error_factor(it.terms, tile) * (overlap if "input" in quantity else 1)
         error = factor * u * it.largest
     else:
-        error = gamma(it.terms, u) * it.scale
+        error = direct
     # To half precision at the end; and a jvp may be a sum of two results.
     roundings = 0 if u == unit_roundoff(dtype) else 2 if quantity == "jvp" else 1
     rounded = (1 + unit_roundoff(dtype)) ** roundings - 1
     by_oracle = gamma(it.terms, unit_roundoff("float64")) * it.scale
     return error + rounded * (it.scale + error) + by_oracle
+
+
+def error_by_winograd(quantity: str, it: Exact, u: float, taps: tuple[int, ...]) -> float:
+    """How far from `it.exact` Winograd's algorithm may be with a kernel of these taps."""
+    terms = (it.terms + len(taps)) * math.prod(taps) if "kernel" in quantity else it.terms
+    return winograd.error_factor(terms, taps) * u * it.largest
+
+
+@functools.lru_cache(maxsize=1)
+def tiled_by_auto(lhs: tuple[int, ...], rhs: tuple[int, ...], dtype: str, **options) -> set[tuple[int, ...]]:
+    """The taps of the kernels for which `auto` takes Winograd's algorithm, for the value or for a gradient."""
+    taps = set()
+
+    def recorded(x, w, g, by_winograd=auto.by_winograd):
+        taps.add(g.taps)
+        return by_winograd(x, w, g)
+
+    def value_and_gradients(x, w):
+        y, pull = jax.vjp(functools.partial(conv_implementation("auto"), **options), x, w)
+        return y, pull(y)
+
+    with jax.enable_x64(dtype == "float64"), unittest.mock.patch.object(auto, "by_winograd", recorded):
+        jax.eval_shape(value_and_gradients, *(jax.ShapeDtypeStruct(shape, dtype) for shape in (lhs, rhs)))
+    return taps
 
 
 def fft_tiles(lhs: Any, rhs: Any, taps: Sequence[int], spec: Any) -> tuple[tuple[int, ...], int]:
@@ -422,8 +457,8 @@ with `lhs_dilation`.)
 | option | values |
 |---|---|
 {options}
-Sizes are small: 2 examples, 2 to 4 channels, 3 to 6 features, 6 x 5 x 4 in space. An entry of a tuple is for an axis.
-Compared are, for operands x and w, output weights c, and tangents tx and tw of the operands:
+Sizes are small: 2 examples, 2 to 4 channels and 3 to 6 features or nine times as many, 6 x 5 x 4 in space. An entry of
+a tuple is for an axis. Compared are, for operands x and w, output weights c, and tangents tx and tw of the operands:
 
 - the value y(x, w);
 - the gradients of <y, c> in x and in w, by reverse mode;
@@ -440,7 +475,7 @@ Each number is a sum of K products: channels of a group times taps in a value, f
 input gradient, examples times output positions in a kernel gradient, and in a jvp twice as many as in a value. Let u be
 the unit roundoff of the dtype computed in: 2^-53 for float64, and 2^-24 for the others, all computed in float32.
 
-- `auto`, `xla`, `reference`, `im2col` and `shift` add up the products themselves. Whatever the order, for each element
+- `xla`, `reference`, `im2col` and `shift` add up the products themselves. Whatever the order, for each element
 
       |got - exact| <= K u / (1 - K u) times the sum of the absolute values of its products
 
@@ -453,8 +488,10 @@ the unit roundoff of the dtype computed in: 2^-53 for float64, and 2^-24 for the
   Its gradients are the same transforms in another order, with c for x or for w: in the input gradient max|c| S with S
   over taps and features for one channel; in the kernel gradient max|x| S with S the sum of |c| over examples and
   positions for one feature, and K, with one more for each axis, in place of the number of channels.
-- `fft`: the same with `cnnjax.ops.fft.error_factor(terms, tile)`; in the input gradient, times the number of tiles that
-  an element is in.
+- `auto`: the first of these bounds, or that of `winograd` where it takes Winograd's algorithm for the value or for a
+  gradient.
+- `fft`: as `winograd`, with `cnnjax.ops.fft.error_factor(terms, tile)`; in the input gradient, times the number of
+  tiles that an element is in.
 
 In bfloat16 and float16 there is one rounding more at the end, by 2^-8 or 2^-11 of the result at most; in a jvp two, as
 it may be the sum of two results. In float64 the oracle has an error of its own, of K 2^-53 at most.

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import AxisType
 
 from cnnjax.ops import CONV_IMPLEMENTATIONS, InputError, conv_general_dilated, conv_implementation, reference
 
@@ -244,12 +245,13 @@ def operands_of(shapes):
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_sharded_batch_is_not_gathered(name):
+def test_a_sharded_batch_is_not_gathered(name, axis_type):
     """On 8 devices, an eighth of the batch on each, `auto` moves nothing about but the gradient of the kernel."""
     *shapes, strides, padding, options = CONVOLUTIONS[name]
     x, w = operands_of(shapes)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     by_batch, everywhere = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
     sharded = jax.device_put(x, by_batch), jax.device_put(w, everywhere)
 
@@ -269,12 +271,32 @@ def test_a_sharded_batch_is_not_gathered(name):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), ours(*sharded), alone)
 
 
+@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("batch_groups", [1, 2])
+def test_explicit_mesh_axes(name, batch_groups):
+    """Types say how the output is sharded, as batch and features are; values and gradients are those of one device."""
+    x, w = operands_of([(8, 5, 6, 3), (3, 3, 3, 16)])
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    place = lambda array, *axes: jax.device_put(array, jax.NamedSharding(mesh, jax.P(*axes)))
+    sharded = place(x, "data"), place(w, None, None, None, "model")
+    run = energy_and_gradients(unlimited(name), (2, 1), "SAME", batch_group_count=batch_groups)
+    alone = quick_jit(run)(x, w)
+    convolve = lambda x, w: conv_general_dilated(
+        x, w, (2, 1), "SAME", None, None, NHWC, 1, batch_groups, implementation=unlimited(name)
+    )
+    with jax.set_mesh(mesh):
+        jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), quick_jit(run)(*sharded), alone)
+        kind = jax.typeof(quick_jit(convolve)(*sharded))
+    axes = ("data", None, None, "model") if batch_groups == 1 else (None,) * 4
+    assert tuple(kind.sharding.spec) == axes
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5, 16, 17])
 @pytest.mark.parametrize("name", OURS)
 def test_inside_shard_map(name, channels):
     """Gradients by hand on 8 devices, of a batch in parts and of a kernel that all have, are those of the whole."""
     x, w = operands_of([(8, 5, 6, channels), (3, 3, channels, 16)])
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     energy = lambda x, w: (unlimited(name)(x, w, (1, 1), "SAME", dimension_numbers=NHWC) ** 2).sum()
     gradients = jax.grad(energy, (0, 1))
     specs = (jax.P("data"), jax.P())
@@ -303,22 +325,23 @@ def test_auto_is_safe_in_loops(name):
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize(
-    ("x_shape", "w_shape", "padding", "y_shape"),
+    ("x_shape", "w_shape", "padding", "y_shape", "groups"),
     [
-        ((0, 5, 5, 2), (3, 3, 2, 4), "SAME", (0, 5, 5, 4)),  # empty batch
-        ((2, 3, 3, 2), (5, 5, 2, 4), "VALID", (2, 0, 0, 4)),  # kernel larger than the input
-        ((2, 3, 9, 2), (5, 5, 2, 4), "VALID", (2, 0, 5, 4)),  # along one axis
-        ((2, 0, 5, 2), (3, 3, 2, 4), [(2, 2), (0, 0)], (2, 2, 3, 4)),  # only padding along one axis
-        ((2, 0, 5, 2), (3, 3, 2, 4), "SAME", (2, 0, 5, 4)),
-        ((2, 5, 5, 0), (3, 3, 0, 4), "SAME", (2, 5, 5, 4)),  # no channels: a sum of nothing
-        ((2, 5, 5, 2), (3, 3, 2, 0), "SAME", (2, 5, 5, 0)),  # no features
-        ((2, 5, 5, 4), (3, 3, 2, 0), "SAME", (2, 5, 5, 0)),  # of two groups
+        ((0, 5, 5, 2), (3, 3, 2, 4), "SAME", (0, 5, 5, 4), 1),  # empty batch
+        ((2, 3, 3, 2), (5, 5, 2, 4), "VALID", (2, 0, 0, 4), 1),  # kernel larger than the input
+        ((2, 3, 9, 2), (5, 5, 2, 4), "VALID", (2, 0, 5, 4), 1),  # along one axis
+        ((2, 0, 5, 2), (3, 3, 2, 4), [(2, 2), (0, 0)], (2, 2, 3, 4), 1),  # only padding along one axis
+        ((2, 0, 5, 2), (3, 3, 2, 4), "SAME", (2, 0, 5, 4), 1),
+        ((2, 5, 5, 0), (3, 3, 0, 4), "SAME", (2, 5, 5, 4), 1),  # no channels: a sum of nothing
+        ((2, 5, 5, 2), (3, 3, 2, 0), "SAME", (2, 5, 5, 0), 1),  # no features
+        ((2, 5, 5, 4), (3, 3, 2, 0), "SAME", (2, 5, 5, 0), 2),
+        ((2, 5, 5, 0), (3, 3, 0, 4), "SAME", (2, 5, 5, 4), 2),
     ],
 )
-def test_empty(name, x_shape, w_shape, padding, y_shape):
+def test_empty(name, x_shape, w_shape, padding, y_shape, groups):
     """Shapes as lax makes them, zeros where there is nothing to sum, and gradients of the right shape."""
     x, w = jnp.ones(x_shape), jnp.ones(w_shape)
-    options = {"dimension_numbers": NHWC, "feature_group_count": x_shape[-1] // max(1, w_shape[-2]) or 1}
+    options = {"dimension_numbers": NHWC, "feature_group_count": groups}
     f = lambda x, w: conv_general_dilated(x, w, (1, 1), padding, **options, implementation=unlimited(name))
     y, (gx, gw) = quick_jit(lambda x, w: (f(x, w), jax.vjp(f, x, w)[1](jnp.ones(y_shape))))(x, w)
     assert y.shape == y_shape
@@ -329,6 +352,18 @@ def test_empty(name, x_shape, w_shape, padding, y_shape):
     if y.size == 0:
         assert not gx.any()
         assert not gw.any()
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_float8(name):
+    """Numbers of 8 bits, which do not promote to others: the sum is rounded once."""
+    x, w = (a.astype(jnp.float8_e4m3fn) for a in operands_of([(2, 6, 3), (3, 3, 5)]))
+    y = conv_general_dilated(x, w, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), implementation=name)
+    exact = reference.conv_general_dilated(
+        *(a.astype(np.float32) for a in (x, w)), (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    assert y.dtype == jnp.float8_e4m3fn
+    np.testing.assert_allclose(y.astype(np.float32), exact, rtol=2.0**-4 + 1e-6, atol=2.0**-10)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -528,6 +563,8 @@ BAD = {
         "three permutations of the 4 axes",
     ),
     "out_sharding": ({"out_sharding": jax.P()}, InputError, "out_sharding is not supported.*allowed: None"),
+    "no lhs": ({"lhs": None}, TypeError, "lhs must .*: got (None|object)"),
+    "text": ({"rhs": "3x3"}, TypeError, "rhs must .*: got ('3x3'|<U3)"),
     "integer lhs": ({"lhs": np.ones((2, 5, 5, 4), np.int32)}, TypeError, "lhs must hold.*floating.*got int32"),
     "integer both": (
         {"lhs": np.ones((2, 5, 5, 4), np.int32), "rhs": np.ones((3, 3, 4, 6), np.int32)}, TypeError, "lhs must .*int32"

@@ -124,7 +124,8 @@ def test_many_more_convolutions(convolution):
 def test_the_oracle_of_gradients(groups, padding, lhs_dilation):
     """Element by element: the gradient of a linear function is what it makes of each unit vector."""
     case = {"rank": 2, "layout": "mixed", "strides": (2, 1), "rhs_dilation": (1, 2), "kernel": (2, 2), "groups": groups}
-    lhs, rhs, options = equivalence.shapes_and_options(case | {"padding": padding, "lhs_dilation": lhs_dilation})
+    case |= {"padding": padding, "lhs_dilation": lhs_dilation, "channels": 1}
+    lhs, rhs, options = equivalence.shapes_and_options(case)
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=lhs), rng.normal(size=rhs)
     y = functools.partial(reference.conv_general_dilated, **options)

@@ -8,47 +8,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from jax.test_util import check_grads
+from lecture_images import A_SHARPENED, B_PLUS, A, B
 
 from cnnjax.ops import InputError, conv_general_dilated, filters
 from cnnjax.ops.filters import KERNELS, MODES
 
-# The lectures' image A, and its numbers after sharpening with zeros around it.
-A = np.array(
-    [
-        [105, 102, 100, 97, 96],
-        [103, 99, 103, 101, 102],
-        [101, 98, 104, 102, 100],
-        [99, 101, 106, 104, 99],
-        [104, 104, 104, 100, 98],
-    ]
-)
-A_SHARPENED = [
-    [320, 206, 198, 188, 281],
-    [210, 89, 111, 101, 213],
-    [205, 85, 111, 101, 197],
-    [189, 98, 117, 113, 193],
-    [317, 211, 210, 194, 291],
-]
-B = np.array(
-    [
-        [130, 136, 53, 44, 231, 67, 108],
-        [130, 89, 77, 58, 250, 154, 130],
-        [208, 239, 120, 111, 112, 181, 22],
-        [203, 223, 59, 79, 28, 57, 67],
-        [164, 140, 215, 235, 66, 30, 204],
-        [97, 159, 50, 110, 104, 76, 7],
-        [207, 150, 58, 47, 152, 81, 237],
-    ]
-)
-B_PLUS = [
-    [79.2, 81.6, 62.0, 77.2, 118.4, 112.0, 61.0],
-    [111.4, 134.2, 79.4, 108.0, 161.0, 156.4, 82.8],
-    [156.0, 175.8, 121.2, 96.0, 136.4, 105.2, 80.0],
-    [159.6, 172.8, 139.2, 102.4, 68.4, 72.6, 70.0],
-    [120.8, 180.2, 139.8, 141.0, 92.6, 86.6, 61.6],
-    [125.4, 119.2, 118.4, 109.2, 101.6, 59.6, 104.8],
-    [90.8, 114.8, 61.0, 73.4, 76.8, 109.2, 65.0],
-]
 ODD, EVEN = np.arange(15.0).reshape(3, 5) ** 2, np.arange(8.0).reshape(2, 4) ** 2
 
 # Ours and scipy's, which sees one image [height, width] at a time.
@@ -327,3 +291,5 @@ def test_bad_dtypes():
         filters.box(IMAGE * 1j)
     with pytest.raises(TypeError, match="kernel must hold real numbers: got complex64"):
         filters.correlate(IMAGE, np.ones((3, 3), np.complex64))
+    with pytest.raises(TypeError, match="amount must be an array of numbers: got 'lots'"):
+        filters.sharpen(IMAGE, "lots")

@@ -7,24 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from pools import POOLS
 
 from cnnjax.ops import InputError, avg_pool, reference
 from cnnjax.ops.lp_pool import lp_pool
 
-# (shape, window, strides, padding)
-POOLS = {
-    "2x2/2": ((2, 4, 6, 2), (2, 2), (2, 2), "VALID"),
-    "3x3/2 same": ((2, 8, 7, 3), (3, 3), (2, 2), "SAME"),
-    "2x3/(3, 1)": ((2, 7, 6, 2), (2, 3), (3, 1), ((0, 2), (2, 1))),
-    "wide padding": ((1, 3, 4, 2), (2, 3), (1, 2), ((3, 2), (1, 4))),  # some windows hold nothing but padding
-    "cropping": ((2, 7, 6, 2), (2, 2), (2, 1), ((-1, 0), (1, -2))),
-    "one dimension": ((3, 9, 2), (3,), None, ((1, 1),)),
-    "three dimensions": ((2, 5, 4, 3, 2), (2, 2, 3), (2, 1, 2), "SAME"),
-    "no batch": ((7, 6, 3), (3, 2), (2, 2), "SAME"),
-    "two batches": ((2, 3, 6, 5, 2), (2, 2), (2, 2), "VALID"),
-    "too large": ((2, 3, 8, 2), (5, 5), (1, 1), "VALID"),
-    "empty batch": ((0, 6, 6, 2), (2, 2), (2, 2), "VALID"),
-}
 POWERS = [1, 1.5, 2, 3, 7.25, math.inf]
 
 

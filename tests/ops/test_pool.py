@@ -6,43 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType
 from jax.test_util import check_grads
+from pools import POOLS, tied
 
-from cnnjax.ops import InputError, avg_pool, max_pool, reference
-
-# (shape, window, strides, padding)
-POOLS = {
-    "2x2/2": ((2, 4, 6, 2), (2, 2), (2, 2), "VALID"),
-    "2x2/2, odd": ((2, 7, 5, 3), (2, 2), (2, 2), "VALID"),
-    "2x2/2 same": ((2, 7, 5, 3), (2, 2), (2, 2), "SAME"),
-    "3x3/2": ((2, 9, 8, 3), (3, 3), (2, 2), "VALID"),
-    "3x3/2 same": ((2, 8, 7, 3), (3, 3), (2, 2), "SAME"),
-    "3x3/2 same lower": ((2, 8, 7, 3), (3, 3), (2, 2), "SAME_LOWER"),
-    "3x3/2 pad 1": ((2, 8, 7, 3), (3, 3), (2, 2), ((1, 1), (1, 1))),
-    "3x3/1": ((2, 6, 5, 3), (3, 3), (1, 1), "VALID"),
-    "3x3/1 same": ((2, 6, 5, 3), (3, 3), (1, 1), "SAME"),
-    "default stride": ((2, 6, 5, 3), (2, 3), None, "SAME"),
-    "2x3/(3, 1)": ((2, 7, 6, 2), (2, 3), (3, 1), ((0, 2), (2, 1))),
-    "wide padding": ((1, 3, 4, 2), (2, 3), (1, 2), ((3, 2), (1, 4))),  # some windows hold nothing but padding
-    "cropping": ((2, 7, 6, 2), (2, 2), (2, 1), ((-1, 0), (1, -2))),
-    "one dimension": ((3, 9, 2), (3,), (2,), ((1, 1),)),
-    "three dimensions": ((2, 5, 4, 6, 2), (2, 2, 3), (2, 1, 2), "SAME"),
-    "no batch": ((7, 6, 3), (3, 2), (2, 2), "SAME"),
-    "two batches": ((2, 3, 6, 5, 2), (2, 2), (2, 2), "VALID"),
-    "1x1": ((2, 4, 4, 2), (1, 1), (1, 1), "VALID"),
-    "too large": ((2, 3, 8, 2), (5, 5), (1, 1), "VALID"),
-    "empty batch": ((0, 6, 6, 2), (2, 2), (2, 2), "VALID"),
-}
+from cnnjax.ops import InputError, avg_pool, max_pool, max_pool_with_switches, max_unpool, reference
 
 
 @pytest.fixture(params=POOLS)
 def pool(request):
     return POOLS[request.param]
-
-
-def tied(shape, dtype=np.float64):
-    """Numbers from -2 to 2: nearly every window holds its maximum more than once."""
-    return np.random.default_rng(0).integers(-2, 3, shape).astype(dtype)
 
 
 def first_maximum_gradient(x, dy, window, strides, padding):
@@ -214,6 +187,40 @@ def test_max_needs_no_select_and_scatter():
     assert "select_and_scatter" in stock.lower(jnp.ones((2, 8, 8, 2))).as_text()  # what is looked for has that name
 
 
+@pytest.mark.parametrize("name", ["2x2/2", "3x3/2", "3x3/3", "7x5/1 same"])
+def test_max_gradient_of_nan(name):
+    """Of several NaN in a window the gradient goes to the last, as if it were the largest number."""
+    shape, *arguments = POOLS[name]
+    marked = np.random.default_rng(0).uniform(size=shape) < 0.4
+    larger_and_larger = np.where(marked, 1.0 + np.arange(marked.size).reshape(shape), 0)
+    dy = np.ones(jax.eval_shape(lambda: max_pool(larger_and_larger, *arguments)).shape)
+    with jax.enable_x64(True):
+        got = gradient_of(max_pool, arguments)(np.where(marked, np.nan, 0), dy)
+    np.testing.assert_array_equal(got, first_maximum_gradient(larger_and_larger, dy, *arguments))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 same", "3x3/3", "7x5/1 same"])
+def test_a_sharded_batch_stays_where_it_is(name, axis_type):
+    """On 8 devices nothing moves: pooling, its gradient, switches and unpooling by them."""
+    (_, *shape), *arguments = POOLS[name]
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+
+    def everything(x):
+        y, back = jax.vjp(lambda x: max_pool(x, *arguments), x)
+        pooled, switches = max_pool_with_switches(x, *arguments)
+        unpooled = [max_unpool(pooled, switches, shape[:-1], overlap=overlap) for overlap in ("sum", "last")]
+        return y, back(y), avg_pool(x, *arguments), pooled, switches, unpooled
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    by_batch = jax.NamedSharding(mesh, jax.P("data"))
+    compiled = jax.jit(everything, out_shardings=by_batch).lower(jax.device_put(x, by_batch)).compile()
+    for moves in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert moves not in compiled.as_text()
+    got, alone = compiled(jax.device_put(x, by_batch)), jax.jit(everything)(x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, alone)
+
+
 # --- Bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -244,3 +251,7 @@ def test_bad_dtypes():
         max_pool(np.ones((4, 4, 1), np.complex64), (2, 2))
     with pytest.raises(TypeError, match="inputs must hold numbers: got bool"):
         avg_pool(np.ones((4, 4, 1), bool), (2, 2))
+    for nothing in (None, "image", [[1.0, 2.0], [3.0]]):
+        with pytest.raises(TypeError, match="inputs must be an array of numbers: got ") as caught:
+            max_pool(nothing, (2, 2))
+        assert "\n" not in str(caught.value)
