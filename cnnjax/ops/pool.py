@@ -11,10 +11,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from cnnjax.ops import sizes
 from cnnjax.ops.errors import as_array
 from cnnjax.ops.pool_spec import PoolSpec, pool_spec
-from cnnjax.ops.windows import combine_windows, lowest, pad_along, pad_to_windows
+from cnnjax.ops.windows import combine_windows, lowest, pad_to_windows
 
 
 def max_pool(
@@ -55,8 +54,8 @@ def max_pool(
         return _max_of_blocks(inputs, spec)
     # The maximum over a window is the maximum over its rows of the maximum along each row, and the first maximum in
     # row-major order lies in the first row that attains it: so one axis at a time, the last one first.
-    maximum = inputs
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
+    maximum = pad_to_windows(inputs, spec, lowest(inputs.dtype))
+    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.output_space, strict=True))
     for along in reversed(along_axes):
         maximum = _max_along(maximum, *along)
     return maximum
@@ -68,9 +67,9 @@ def _max_of_blocks(x: Array, spec: PoolSpec) -> Array:
     Then the taps are slices of one reshaped array, and their gradients go back without a sum: for 2x2 windows half of
     the time that one axis after the other takes.
     """
+    x = pad_to_windows(x, spec, lowest(x.dtype))
     for i, (axis, stride, outputs) in enumerate(zip(spec.axes, spec.strides, spec.output_space, strict=True)):
-        axis, (low, _) = axis + i, spec.padding[i]  # each axis before became two
-        x = pad_along(x, axis, (low, outputs * stride - x.shape[axis] - low), lowest(x.dtype))
+        axis += i  # each axis before became two
         x = x.reshape(*x.shape[:axis], outputs, stride, *x.shape[axis + 1 :])
     every = slice(None)
     taps = itertools.product(*map(range, spec.window))
@@ -78,14 +77,12 @@ def _max_of_blocks(x: Array, spec: PoolSpec) -> Array:
     return functools.reduce(_first_maximum, seen)
 
 
-def _max_along(x: Array, axis: int, window: int, stride: int, pair: sizes.Pair, outputs: int) -> Array:
-    """The maximum of each window along one axis.
+def _max_along(x: Array, axis: int, window: int, stride: int, outputs: int) -> Array:
+    """The maximum of each window along one axis of a padded array.
 
     A window and the distance to the next consist of whole blocks, as large as their greatest common divisor: windows
     side by side are one block each.
     """
-    stride = window if outputs == 1 else stride
-    x = pad_to_windows(x, axis, window, stride, pair[0], outputs, lowest(x.dtype))
     block = math.gcd(window, stride)
     if block > 2:
         x = _max_of(x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :]), axis + 1)

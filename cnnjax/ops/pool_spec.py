@@ -14,7 +14,7 @@ class PoolSpec:
     Attributes:
       axes: the axes of the input that the window moves along, all but the last and those before.
       window: size of the window along each.
-      strides: distance between neighbouring windows along each.
+      strides: distance between neighbouring windows along each; the window's size where there is one alone.
       padding: a (low, high) pair along each; a negative number crops.
       output_space: number of windows along each.
     """
@@ -56,10 +56,11 @@ def pool_spec(
     pairs = sizes.padding_pairs(padding, space, window, strides)
     if any(size + low + high < 0 for size, (low, high) in zip(space, pairs, strict=True)):
         raise InputError(f"padding must not crop more than there is: got {pairs} for spatial sizes {space}")
+    counts = tuple(map(sizes.number_of_windows, space, window, strides, pairs))
     return PoolSpec(
         axes=tuple(range(len(shape) - rank - 1, len(shape) - 1)),
         window=window,
-        strides=strides,
+        strides=tuple(k if count == 1 else s for count, k, s in zip(counts, window, strides, strict=True)),
         padding=pairs,
-        output_space=tuple(map(sizes.number_of_windows, space, window, strides, pairs)),
+        output_space=counts,
     )

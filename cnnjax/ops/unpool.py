@@ -66,13 +66,12 @@ def max_pool_with_switches(
         return jnp.zeros(empty, inputs.dtype), jnp.zeros(empty, jnp.int32)
     # As in `max_pool`, one axis at a time and the last one first; a maximum takes its position along.
     positions = jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*space, 1)
-    maximum, switches = inputs, positions + jnp.zeros_like(inputs, jnp.int32)  # sharded as the inputs are
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
-    for axis, window, stride, pair, outputs in reversed(along_axes):
-        pad = functools.partial(pad_to_windows, axis=axis, window=window, stride=stride, low=pair[0], outputs=outputs)
-        padded = pad(maximum, value=lowest(maximum.dtype)), pad(switches, value=jnp.int32(-1))
-        maximum, switches = combine_windows(_first_of_the_larger, padded, axis, window, stride, outputs)
-    return maximum, switches
+    switches = positions + jnp.zeros_like(inputs, jnp.int32)  # sharded as the inputs are
+    best = pad_to_windows(inputs, spec, lowest(inputs.dtype)), pad_to_windows(switches, spec, jnp.int32(-1))
+    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.output_space, strict=True))
+    for along in reversed(along_axes):
+        best = combine_windows(_first_of_the_larger, best, *along)
+    return best
 
 
 def _first_of_the_larger(best: tuple[Array, Array], candidate: tuple[Array, Array]) -> tuple[Array, Array]:

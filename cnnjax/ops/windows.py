@@ -1,4 +1,4 @@
-"""What the poolings are made of: padding along an axis, what a tap of the window meets, whole windows side by side."""
+"""What the poolings are made of: padding, what a tap of the window meets, windows side by side and combined."""
 
 import functools
 import math
@@ -27,10 +27,10 @@ def windows(x: Array, spec: PoolSpec) -> Array:
       [tap, ..., *output_space, channel], the taps of the window in row-major order.
     """
     rank = x.ndim
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True))
-    for axis, window, stride, pair, outputs in reversed(along_axes):
+    x = pad_to_windows(x, spec, jnp.zeros((), x.dtype))
+    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.output_space, strict=True))
+    for axis, window, stride, outputs in reversed(along_axes):
         axis += x.ndim - rank  # an axis of taps is put in front each time
-        x = pad_along(x, axis, pair, jnp.zeros((), x.dtype))
         x = jnp.stack([seen_by(tap, x, axis, stride, outputs) for tap in range(window)])
     return x.reshape(math.prod(spec.window), *x.shape[len(spec.axes) :])
 
@@ -42,18 +42,18 @@ def lowest(dtype: np.dtype) -> Array:
     return jnp.array(-jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
 
 
-def pad_along(x: Array, axis: int, pair: tuple[int, int], value: Array) -> Array:
-    """`x` with pair = (low, high) elements of `value` around it along one axis; a negative number crops."""
-    return lax.pad(x, value, [(*(pair if i == axis else (0, 0)), 0) for i in range(x.ndim)])
+def pad_to_windows(x: Array, spec: PoolSpec, value: Array) -> Array:
+    """`x` with its padding of `value`, to the end of the last window, rounded up to a multiple of the stride.
 
-
-def pad_to_windows(x: Array, axis: int, window: int, stride: int, low: int, outputs: int, value: Array) -> Array:
-    """`x` with `low` elements of `value` before it along one axis, and as many after it as the last window needs.
-
-    Rounded up to a multiple of the stride; a negative number crops, and so does what no window needs.
+    What no window sees is cropped. All axes at once, since on CPU each padding is a copy.
     """
-    size = -(-((outputs - 1) * stride + window) // stride) * stride
-    return pad_along(x, axis, (low, size - low - x.shape[axis]), value)
+    edges = [(0, 0, 0)] * x.ndim
+    for axis, window, stride, (low, _), outputs in zip(
+        spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True
+    ):
+        size = -(-((outputs - 1) * stride + window) // stride) * stride
+        edges[axis] = (low, size - low - x.shape[axis], 0)
+    return lax.pad(x, value, edges)
 
 
 def seen_by(tap: int, x: Array, axis: int, stride: int, outputs: int) -> Array:
