@@ -114,22 +114,25 @@ def conv_general_dilated(
         preferred_element_type,
         out_sharding,
     )
-    convolve = functools.partial(_by, choice.name, choice.otherwise, spec=spec)
-    return _in_explicit_mesh(convolve, lhs, rhs, spec)
+    return _by(choice.name, choice.otherwise, lhs, rhs, spec)
 
 
-def _in_explicit_mesh(convolve: Callable[[Array, Array], Array], lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
+def _in_explicit_mesh(convolve: Callable[..., Array], lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     """The convolution, also where types say how arrays are sharded: on a mesh with axes of type Explicit.
 
-    Not every reshape and every product over a sharded batch that a convolution is made of has a rule there. They are
-    left to the compiler, as they are with axes of type Auto; the output is sharded as the batch of `lhs` and the
-    features of `rhs` are.
+    Not every reshape and every product over a sharded batch that a convolution is made of has a rule there. So the
+    compiler is left to find the sharding, as it does with axes of type Auto, but for the output's: it is sharded as the
+    batch of `lhs` and the features of `rhs` are.
+
+    An operand that is sharded along space is not taken so (the compiler of jaxlib 0.10.2 makes wrong gradients of some,
+    on a mesh with an axis of copies), nor one inside a `shard_map` of some of the axes: JAX then says what it lacks.
     """
     of_lhs, of_rhs = (jax.typeof(array).sharding for array in (lhs, rhs))
     meshes = [s.mesh for s in (of_lhs, of_rhs) if AxisType.Explicit in s.mesh.axis_types]
-    if not meshes:
-        return convolve(lhs, rhs)
     numbers = spec.dimension_numbers
+    along_space = [of_lhs.spec[i] for i in numbers.lhs_spec[2:]] + [of_rhs.spec[i] for i in numbers.rhs_spec[2:]]
+    if not meshes or AxisType.Manual in meshes[0].axis_types or any(axes is not None for axes in along_space):
+        return convolve(lhs, rhs, spec)
     batch, feature = of_lhs.spec[numbers.lhs_spec[0]], of_rhs.spec[numbers.rhs_spec[0]]
     if spec.batch_group_count > 1:
         batch = feature = None
@@ -137,7 +140,8 @@ def _in_explicit_mesh(convolve: Callable[[Array, Array], Array], lhs: Array, rhs
         feature = None
     axes: list[Any] = [None] * lhs.ndim
     axes[numbers.out_spec[0]], axes[numbers.out_spec[1]] = batch, feature
-    return auto_axes(convolve, out_sharding=NamedSharding(meshes[0], PartitionSpec(*axes)))(lhs, rhs)
+    sharding = NamedSharding(meshes[0], PartitionSpec(*axes))
+    return auto_axes(functools.partial(convolve, spec=spec), out_sharding=sharding)(lhs, rhs)
 
 
 def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
@@ -145,7 +149,9 @@ def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec
     taps = tuple(rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:])
     refusal = _IMPLEMENTATIONS[name].refusal(taps, spec)
     if refusal is None:
-        return _IMPLEMENTATIONS[name].convolve(lhs, rhs, spec)
+        convolve = _IMPLEMENTATIONS[name].convolve
+        # XLA's convolution has JAX's own rules.
+        return convolve(lhs, rhs, spec) if name == "xla" else _in_explicit_mesh(convolve, lhs, rhs, spec)
     if otherwise is not None:
         return _by(otherwise, None, lhs, rhs, spec)
     able = ", ".join(other for other, it in _IMPLEMENTATIONS.items() if it.refusal(taps, spec) is None)

@@ -77,7 +77,7 @@ def conv_spec(
     if out_sharding is not None:
         raise InputError(
             f"out_sharding is not supported: got {out_sharding}, allowed: None "
-            "(constrain the result with jax.lax.with_sharding_constraint)"
+            "(constrain the result: jax.lax.with_sharding_constraint, or jax.reshard on Explicit axes)"
         )
     _check_dtypes(lhs.dtype, rhs.dtype, preferred_element_type)
     precision = _check_precision(precision)

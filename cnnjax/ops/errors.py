@@ -31,8 +31,9 @@ def unknown(kind: str, received: object, allowed: Iterable[str]) -> InputError:
 
 
 def as_array(name: str, value: ArrayLike) -> Array:
-    """`value` as an array; a `TypeError` that names the argument if it is none, such as None, text or a ragged list."""
+    """`value` as an array; a `TypeError` that names the argument for None, text, a ragged list and the like."""
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array of numbers: got {value!r:.80}") from None
+    except (TypeError, ValueError, OverflowError):
+        received = " ".join(repr(value).split())
+        raise TypeError(f"{name} must be an array of numbers, not ragged: got {received:.80}") from None

@@ -32,6 +32,7 @@ from jax.typing import ArrayLike
 
 from cnnjax.ops import sizes
 from cnnjax.ops.conv import conv_general_dilated
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array, unknown
 from cnnjax.ops.pool_spec import pool_spec
 from cnnjax.ops.windows import windows
@@ -233,7 +234,7 @@ def magnitude(vertical: ArrayLike, horizontal: ArrayLike) -> Array:
         raise InputError(f"vertical and horizontal must have one shape: got {y.shape} and {x.shape}")
     result = jnp.result_type(y, x)
     result = result if jnp.issubdtype(result, jnp.inexact) else jnp.result_type(float)
-    square = sum(jnp.square(part.astype(jnp.promote_types(result, jnp.float32))) for part in (y, x))
+    square = sum(jnp.square(part.astype(accumulator(result))) for part in (y, x))
     # Both branches of a select are differentiated, and the root has no finite derivative at 0.
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square))).astype(result)
 
@@ -269,7 +270,10 @@ def sharpen(image: ArrayLike, amount: ArrayLike = 1.0, mode: str = "reflect") ->
       InputError, TypeError: as `correlate`.
     """
     image = _image(image)
-    return image - as_array("amount", amount).astype(image.dtype) * laplacian(image, mode)
+    amount = as_array("amount", amount)
+    if jnp.issubdtype(amount.dtype, jnp.complexfloating):
+        raise TypeError(f"amount must hold real numbers: got {amount.dtype}")
+    return image - amount.astype(image.dtype) * laplacian(image, mode)
 
 
 def emboss(image: ArrayLike, mode: str = "reflect") -> Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 
 
@@ -61,7 +62,7 @@ def global_avg_pool(inputs: ArrayLike, keepdims: bool = False) -> Array:
         raise TypeError(f"inputs must hold numbers: got {inputs.dtype}")
     space = _space(inputs)
     result = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.inexact) else jnp.result_type(float)
-    x = inputs.astype(jnp.promote_types(result, jnp.float32))
+    x = inputs.astype(accumulator(result))
     y = jnp.sum(x, axis=tuple(range(1, x.ndim - 1))) / math.prod(space)
     return y.astype(result).reshape(_pooled_shape(inputs, keepdims))
 

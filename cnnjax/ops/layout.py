@@ -6,13 +6,12 @@ Groups of channels and groups of the batch become an axis of their own, and what
 one; what is left to write down is the convolution itself.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from cnnjax.ops.conv_spec import ConvSpec
+from cnnjax.ops.dtypes import accumulator
 
 
 def result_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
@@ -24,8 +23,7 @@ def result_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
 
 def accumulator_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
     """The dtype to sum in: that of the output, float32 at least."""
-    wide = [dtype for dtype in (lhs.dtype, result_dtype(lhs, spec)) if dtype.itemsize >= 4]
-    return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))  # narrower ones need not promote to it
+    return jnp.promote_types(accumulator(lhs.dtype), accumulator(result_dtype(lhs, spec)))
 
 
 def channels_last(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 from cnnjax.ops.pool import max_pool
 from cnnjax.ops.pool_spec import pool_spec
@@ -60,7 +61,7 @@ def lp_pool(
         raise InputError(f"p must be a number, 1 or more, or math.inf: got {p!r}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
     result = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.inexact) else jnp.result_type(float)
-    x = inputs.astype(jnp.promote_types(result, jnp.float32))
+    x = inputs.astype(accumulator(result))
     if p == math.inf:
         largest = max_pool(_magnitude(x), window_shape, strides, padding)
         return jnp.where(largest == -jnp.inf, 0, largest).astype(result)  # the maximum of nothing

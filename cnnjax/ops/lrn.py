@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 
 
@@ -46,7 +47,7 @@ def local_response_norm(x: ArrayLike, size: int = 5, k: float = 2.0, alpha: floa
     if x.ndim == 0:
         raise InputError("x must have a last axis of channels: got a scalar")
     _check_constants(size, k, alpha, beta)
-    a = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    a = x.astype(accumulator(x.dtype))
     energy = _sum_of_neighbours(a * a, size // 2)
     return (a * (k + alpha * energy) ** -beta).astype(x.dtype)
 

@@ -149,7 +149,10 @@ def convolution_matrix(
 def _kernel(kernel: ArrayLike) -> np.ndarray:
     if isinstance(kernel, Tracer):
         raise TypeError("kernel must be numbers that are known, not traced: compute the matrix outside jit and grad")
-    kernel = np.asarray(kernel)
+    try:
+        kernel = np.asarray(kernel)
+    except ValueError:
+        raise TypeError("kernel must be an array of numbers, not ragged") from None
     if not jnp.issubdtype(kernel.dtype, jnp.number):
         raise TypeError(f"kernel must hold numbers: got {kernel.dtype}")
     if kernel.ndim < 2 or 0 in kernel.shape:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import as_array
 from cnnjax.ops.pool_spec import PoolSpec, pool_spec
 from cnnjax.ops.windows import combine_windows, lowest, pad_to_windows
@@ -100,7 +101,7 @@ def _max_of(x: Array, axis: int) -> Array:
 def _(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     y = x.max(axis, keepdims=True)
-    place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    place = lax.broadcasted_iota(jnp.int32, x.shape, axis) + jnp.zeros_like(x, jnp.int32)  # sharded as x is
     # The least of these is that of the first maximum, or, below zero, that of the last NaN.
     key = jnp.where(jnp.isnan(x), -1 - place, jnp.where(x == y, place, x.shape[axis])).min(axis, keepdims=True)
     return y.squeeze(axis), jnp.where(place == jnp.where(key < 0, -1 - key, key), dx, 0).sum(axis)
@@ -144,10 +145,10 @@ def avg_pool(
         raise TypeError(f"inputs must hold numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
     result = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.inexact) else jnp.result_type(float)
-    accumulator = jnp.promote_types(result, jnp.float32)
+    dtype = accumulator(result)
     counts = np.prod(spec.window) if count_include_pad else _elements_inside(inputs.shape, spec)
-    sums = _sum_windows(inputs.astype(accumulator), spec)
-    return (sums / jnp.asarray(counts, accumulator)).astype(result)
+    sums = _sum_windows(inputs.astype(dtype), spec)
+    return (sums / jnp.asarray(counts, dtype)).astype(result)
 
 
 def _sum_windows(x: Array, spec: PoolSpec) -> Array:

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from cnnjax.ops import sizes
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array, unknown
 from cnnjax.ops.pool_spec import pool_spec
 from cnnjax.ops.windows import combine_windows, lowest, pad_to_windows
@@ -146,10 +147,9 @@ def max_unpool(pooled: ArrayLike, switches: ArrayLike, output_space: Sequence[in
 
 def _sum_at(values: Array, to: Array, positions: int) -> Array:
     """y[to[w, c], c] += values[w, c]: [position, channel]."""
-    half = jnp.issubdtype(values.dtype, jnp.floating)
-    accumulator = jnp.promote_types(values.dtype, jnp.float32) if half else values.dtype
-    zeros = jnp.zeros((positions, values.shape[1]), accumulator)
-    return zeros.at[_places(to, positions)].add(values.astype(accumulator), mode="drop").astype(values.dtype)
+    dtype = accumulator(values.dtype) if jnp.issubdtype(values.dtype, jnp.inexact) else values.dtype
+    zeros = jnp.zeros((positions, values.shape[1]), dtype)
+    return zeros.at[_places(to, positions)].add(values.astype(dtype), mode="drop").astype(values.dtype)
 
 
 def _last_at(values: Array, to: Array, positions: int) -> Array:

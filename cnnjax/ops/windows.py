@@ -39,7 +39,10 @@ def lowest(dtype: np.dtype) -> Array:
     """What padding is to a maximum: no number of `dtype` is less."""
     if dtype == jnp.bool_:
         return jnp.array(False)
-    return jnp.array(-jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.array(jnp.iinfo(dtype).min, dtype)
+    infinite = np.array(-np.inf).astype(dtype)  # NaN in some formats of 8 bits
+    return jnp.array(jnp.finfo(dtype).min if np.isnan(infinite) else infinite, dtype)
 
 
 def pad_to_windows(x: Array, spec: PoolSpec, value: Array) -> Array:
@@ -73,8 +76,7 @@ def combine_windows(
     """One element for all of each window along one axis: say, the largest.
 
     A short window is combined tap by tap. For a long one each element is first combined with its neighbour, each of
-    these pairs with the next pair, and so on; two of the largest runs that fit, overlapping, make the window, after
-    log2(window) steps.
+    these pairs with the next pair, and so on; a few of the runs, the last ones overlapping, then make the window.
 
     Args:
       combine: chooses one of two elements, of which the first comes before the second: associative, and
@@ -90,9 +92,11 @@ def combine_windows(
     """
     taps = lambda tap, stride, count: jax.tree.map(lambda a: seen_by(tap, a, axis, stride, count), x)
     reach = 1  # how many elements of the original are in one of x
-    while window > 4 and 2 * reach < window:
+    runs = lambda reach: -(-window // reach)
+    # Pairing takes a step at every position; what it saves are steps at one of `stride` positions, and compilation.
+    while runs(reach) - runs(2 * reach) > stride or runs(reach) > 16:
         pairs = jax.tree.leaves(x)[0].shape[axis] - reach
         x = combine(taps(0, 1, pairs), taps(reach, 1, pairs))
         reach *= 2
-    starts = range(window) if reach == 1 else (0, window - reach)
+    starts = [min(i * reach, window - reach) for i in range(runs(reach))]
     return functools.reduce(combine, [taps(start, stride, outputs) for start in starts])

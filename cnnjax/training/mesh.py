@@ -16,7 +16,7 @@ def make_mesh(devices: int | None) -> Mesh:
     available = jax.devices()
     if devices is not None and devices > len(available):
         raise InputError(f"run.devices: received {devices}, allowed: 1 to {len(available)} (the devices JAX sees)")
-    # Explicit axes, the default of `jax.make_mesh`, refuse sharded kernels and the gradients of grouped convolutions.
+    # Explicit axes, the default of `jax.make_mesh`, refuse some of what lax's convolutions and Flax's layers do.
     chosen = available[:devices]
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 

@@ -42,17 +42,18 @@ OPTIONS = {
     "rhs_dilation": [(1, 1, 1), (2, 2, 2), (2, 1, 3)],
     "kernel": [(1, 1, 1), (3, 3, 1), (2, 4, 1), (3, 1, 3)],
     "groups": ["one", "two", "depthwise", "multiplier", "batch"],
-    "channels": [1, 9],
+    "channels": [1, 3, 9],
 }
 """What a case has one value of each; the first entries of a tuple are those of the axes there are.
 
-Nine times the channels and features are enough for every method that `auto` chooses among.
+With three and nine times the channels and features there are cases of every class that `auto` chooses by.
 """
 
 WINOGRAD_OPTIONS = OPTIONS | {
     "strides": [(1, 1, 1)],
     "rhs_dilation": [(1, 1, 1)],
-    "kernel": [(3, 3, 1), (3, 1, 3), (5, 3, 1)],
+    "kernel": [(3, 3, 1), (3, 1, 3), (5, 3, 1), (5, 5, 1)],
+    "channels": [1, 9],
 }
 """The values of which Winograd's algorithm can do every combination."""
 
@@ -129,7 +130,7 @@ def shapes_and_options(case: Case) -> tuple[list[int], list[int], dict[str, Any]
     channels, features = channels * case["channels"], features * case["channels"]
     if groups == 3:  # of one channel each
         groups = channels
-    lhs = {"N": 2, "C": channels} | dict(zip("HWD", (6, 5, 4)[:n], strict=False))
+    lhs = {"N": 2, "C": channels} | dict(zip("HWD", (7, 5, 4)[:n], strict=False))
     rhs = {"O": features, "I": channels // groups} | dict(zip("HWD", case["kernel"], strict=False))
     s = "HWD"[:n]
     layouts = {
@@ -457,8 +458,9 @@ with `lhs_dilation`.)
 | option | values |
 |---|---|
 {options}
-Sizes are small: 2 examples, 2 to 4 channels and 3 to 6 features or nine times as many, 6 x 5 x 4 in space. An entry of
-a tuple is for an axis. Compared are, for operands x and w, output weights c, and tangents tx and tw of the operands:
+Sizes are small: 2 examples, 2 to 4 channels and 3 to 6 features or three or nine times as many, 7 x 5 x 4 in space. An
+entry of a tuple is for an axis. Compared are, for operands x and w, output weights c, and tangents tx and tw of the
+operands:
 
 - the value y(x, w);
 - the gradients of <y, c> in x and in w, by reverse mode;

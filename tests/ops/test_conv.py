@@ -291,6 +291,31 @@ def test_explicit_mesh_axes(name, batch_groups):
     assert tuple(kind.sharding.spec) == axes
 
 
+def test_explicit_mesh_axes_along_space():
+    """XLA's convolution keeps them, as lax does; others say that they can't, rather than compute something else."""
+    x, w = operands_of([(4, 8, 6, 8), (3, 3, 8, 8)])
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("a", "b")))
+    by = lambda name: lambda x: conv_implementation(name)(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+    with jax.set_mesh(mesh):
+        assert tuple(jax.typeof(jax.jit(by("xla"))(x)).sharding.spec) == ("a", "b", None, None)
+        with pytest.raises(Exception, match="reshape is not supported"):
+            jax.jit(by("auto"))(x)
+
+
+@pytest.mark.parametrize("name", ["auto", "xla"])
+def test_inside_partial_shard_map(name):
+    """By hand over one axis of a mesh whose other axis is of type Explicit."""
+    x, w = operands_of([(8, 6, 6, 8), (3, 3, 8, 16)])
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    run = lambda x, w: conv_implementation(name)(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+    specs = (jax.P("a"), jax.P())
+    with jax.set_mesh(mesh):
+        by_hand = jax.jit(jax.shard_map(run, in_specs=specs, out_specs=jax.P("a"), axis_names={"a"}))
+        x_sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("a")))
+        assert_close(by_hand(x_sharded, jax.device_put(w, jax.NamedSharding(mesh, jax.P()))), run(x, w), 1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5, 16, 17])
 @pytest.mark.parametrize("name", OURS)
 def test_inside_shard_map(name, channels):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax.ops import CONV_IMPLEMENTATIONS, InputError, conv_implementation, reference
+from cnnjax.ops import CONV_IMPLEMENTATIONS, InputError, auto, conv_implementation, reference, table
 
 # --- The covering array -----------------------------------------------------------------------------------------------
 
@@ -37,6 +37,30 @@ def test_the_array_covers():
         else:
             assert pairs_of(name, QUICK) >= every
             assert pairs_of(name, whole) >= every
+
+
+def test_the_array_reaches_every_method_of_auto(monkeypatch):
+    """Every class of its table in float32, and Winograd's algorithm with 3 and 5 taps along two axes."""
+    seen, tiled = set(), set()
+    shape_class, by_winograd = table.shape_class, auto.by_winograd
+
+    def class_seen(w, g):
+        seen.add(shape_class(w, g))
+        return shape_class(w, g)
+
+    def taps_seen(x, w, g):
+        tiled.add(tuple(sorted(k for k in g.taps if k > 1)))
+        return by_winograd(x, w, g)
+
+    monkeypatch.setattr(table, "shape_class", class_seen)
+    monkeypatch.setattr(auto, "by_winograd", taps_seen)
+    for case in equivalence.covering_array(equivalence.SETS):
+        if case["dtype"] == "float32":
+            lhs, rhs, options = equivalence.shapes_and_options(case)
+            operands = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (lhs, rhs)]
+            jax.eval_shape(functools.partial(conv_implementation("auto"), **options), *operands)
+    assert seen == set(table.CLASSES)
+    assert tiled >= {(3,), (3, 3), (5,)}
 
 
 @pytest.mark.parametrize("index", range(len(QUICK)))

@@ -291,5 +291,7 @@ def test_bad_dtypes():
         filters.box(IMAGE * 1j)
     with pytest.raises(TypeError, match="kernel must hold real numbers: got complex64"):
         filters.correlate(IMAGE, np.ones((3, 3), np.complex64))
-    with pytest.raises(TypeError, match="amount must be an array of numbers: got 'lots'"):
+    with pytest.raises(TypeError, match="amount must be an array of numbers, not ragged: got 'lots'"):
         filters.sharpen(IMAGE, "lots")
+    with pytest.raises(TypeError, match="amount must hold real numbers: got complex64"):
+        filters.sharpen(IMAGE, 1j)

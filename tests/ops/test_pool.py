@@ -103,6 +103,18 @@ def test_booleans_and_integers_have_a_least_element():
         np.testing.assert_array_equal(y, x)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_floats_of_8_bits(dtype):
+    """With and without infinities; what they don't promote to is nevertheless what they are summed in."""
+    x = -jnp.ones((1, 4, 4, 1), dtype)
+    for y in (max_pool(x, (3, 3), padding="SAME"), max_pool_with_switches(x, (3, 3), padding="SAME")[0]):
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y.astype(np.float32), -1)
+    assert float(avg_pool(x, (4, 4)).astype(np.float32).item()) == -1
+    placed = max_unpool(-jnp.ones((1, 2, 1, 1), dtype), jnp.ones((1, 2, 1, 1), int), (2, 2))
+    np.testing.assert_array_equal(placed.astype(np.float32).ravel(), [0, -2, 0, 0])
+
+
 @pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_nan_propagates(at):
     x = jnp.array([[1.0, 2], [3, 4]]).at[at].set(jnp.nan)[..., None]
@@ -200,7 +212,7 @@ def test_max_gradient_of_nan(name):
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 same", "3x3/3", "7x5/1 same"])
+@pytest.mark.parametrize("name", ["2x2/2", "3x3/2 same", "3x3/3", "7x5/1 same", "one window"])
 def test_a_sharded_batch_stays_where_it_is(name, axis_type):
     """On 8 devices nothing moves: pooling, its gradient, switches and unpooling by them."""
     (_, *shape), *arguments = POOLS[name]
@@ -214,7 +226,8 @@ def test_a_sharded_batch_stays_where_it_is(name, axis_type):
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     by_batch = jax.NamedSharding(mesh, jax.P("data"))
-    compiled = jax.jit(everything, out_shardings=by_batch).lower(jax.device_put(x, by_batch)).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(everything, out_shardings=by_batch).lower(jax.device_put(x, by_batch)).compile()
     for moves in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert moves not in compiled.as_text()
     got, alone = compiled(jax.device_put(x, by_batch)), jax.jit(everything)(x)
@@ -251,7 +264,7 @@ def test_bad_dtypes():
         max_pool(np.ones((4, 4, 1), np.complex64), (2, 2))
     with pytest.raises(TypeError, match="inputs must hold numbers: got bool"):
         avg_pool(np.ones((4, 4, 1), bool), (2, 2))
-    for nothing in (None, "image", [[1.0, 2.0], [3.0]]):
-        with pytest.raises(TypeError, match="inputs must be an array of numbers: got ") as caught:
+    for nothing in (None, "image", [[1.0, 2.0], [3.0]], [np.ones((3, 3)), np.ones(2)], 2**80):
+        with pytest.raises(TypeError, match="inputs must be an array of numbers, not ragged: got ") as caught:
             max_pool(nothing, (2, 2))
         assert "\n" not in str(caught.value)

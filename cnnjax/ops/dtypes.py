@@ -1,0 +1,9 @@
+"""Which dtype to sum in."""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The dtype in which numbers of an inexact `dtype` are summed: float32 for all that are narrower."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
