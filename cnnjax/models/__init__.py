@@ -12,32 +12,100 @@ To add one, write a Linen module with `__call__(self, x, *, train=False)` and th
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models import conv_stacks, layers, lenet, resnet
+from cnnjax.models import (
+    alexnet,
+    baselines,
+    conv_stacks,
+    densenet,
+    googlenet,
+    layers,
+    lenet,
+    preact_resnet,
+    resnet,
+    resnext,
+    vgg,
+    weights,
+    wide_resnet,
+    zfnet,
+)
 from cnnjax.ops import avg_pool, conv_implementation, max_pool
 from cnnjax.ops.errors import InputError, unknown
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "fully_connected": baselines.FullyConnected,
+    "locally_connected": baselines.LocallyConnected,
     "lenet5": lenet.LeNet5,
     "lenet5_modern": lenet.LeNet5Modern,
     "cs231n_cifar10": conv_stacks.cs231n_cifar10,
     "convnetjs_cifar10": conv_stacks.convnetjs_cifar10,
     "convnetjs_mnist": conv_stacks.convnetjs_mnist,
     "geron_fashion": conv_stacks.geron_fashion,
+    "alexnet": alexnet.alexnet,
+    "alexnet_ungrouped": alexnet.alexnet_ungrouped,
+    "alexnet_torchvision": alexnet.alexnet_torchvision,
+    "zfnet": zfnet.zfnet,
+    "vgg11": vgg.vgg11,
+    "vgg13": vgg.vgg13,
+    "vgg16": vgg.vgg16,
+    "vgg16c": vgg.vgg16c,
+    "vgg19": vgg.vgg19,
+    "vgg11_bn": vgg.vgg11_bn,
+    "vgg13_bn": vgg.vgg13_bn,
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg16c_bn": vgg.vgg16c_bn,
+    "vgg19_bn": vgg.vgg19_bn,
+    "googlenet": googlenet.googlenet,
+    "googlenet_torchvision": googlenet.googlenet_torchvision,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnet200": resnet.resnet200,
+    "resnet50_v1": resnet.resnet50_v1,
+    "resnet101_v1": resnet.resnet101_v1,
+    "resnet152_v1": resnet.resnet152_v1,
+    "resnet18_v2": preact_resnet.resnet18_v2,
+    "resnet34_v2": preact_resnet.resnet34_v2,
+    "resnet50_v2": preact_resnet.resnet50_v2,
+    "resnet101_v2": preact_resnet.resnet101_v2,
+    "resnet152_v2": preact_resnet.resnet152_v2,
+    "resnext50_32x4d": resnext.resnext50_32x4d,
+    "resnext101_32x8d": resnext.resnext101_32x8d,
+    "wide_resnet50_2": wide_resnet.wide_resnet50_2,
+    "wide_resnet101_2": wide_resnet.wide_resnet101_2,
     "cifar_resnet20": resnet.cifar_resnet20,
     "cifar_resnet32": resnet.cifar_resnet32,
     "cifar_resnet44": resnet.cifar_resnet44,
     "cifar_resnet56": resnet.cifar_resnet56,
     "cifar_resnet110": resnet.cifar_resnet110,
+    "cifar_resnet1202": resnet.cifar_resnet1202,
+    "cifar_preact_resnet110": preact_resnet.cifar_preact_resnet110,
+    "cifar_preact_resnet164": preact_resnet.cifar_preact_resnet164,
+    "cifar_preact_resnet1001": preact_resnet.cifar_preact_resnet1001,
+    "cifar_wide16_4": wide_resnet.cifar_wide16_4,
+    "cifar_wide16_8": wide_resnet.cifar_wide16_8,
+    "cifar_wide28_10": wide_resnet.cifar_wide28_10,
+    "cifar_wide40_2": wide_resnet.cifar_wide40_2,
+    "cifar_wide40_4": wide_resnet.cifar_wide40_4,
+    "densenet121": densenet.densenet121,
+    "densenet161": densenet.densenet161,
+    "densenet169": densenet.densenet169,
+    "densenet201": densenet.densenet201,
+    "cifar_densenet40_12": densenet.cifar_densenet40_12,
+    "cifar_densenet100_12": densenet.cifar_densenet100_12,
+    "cifar_densenet100_24": densenet.cifar_densenet100_24,
+    "cifar_densenet_bc100_12": densenet.cifar_densenet_bc100_12,
+    "cifar_densenet_bc250_24": densenet.cifar_densenet_bc250_24,
+    "cifar_densenet_bc190_40": densenet.cifar_densenet_bc190_40,
 }
 
 # What a command line may say for the fields `act`, `pool`, `norm`, `dtype` and `param_dtype`.
@@ -97,8 +165,8 @@ def create(name: str, **fields: Any) -> nn.Module:
         default = accepted[field].default if field in accepted else None
         fields[field] = _by_name(field, value, default)
     classes = fields.get("num_classes", 1)
-    if not isinstance(classes, int) or classes < 1:
-        raise InputError(f"num_classes: received {classes!r}; allowed: an integer, at least 1")
+    if not isinstance(classes, int) or classes < 0:
+        raise InputError(f"num_classes: received {classes!r}; allowed: an integer, 0 (for features) or more")
     return MODELS[name](**fields)
 
 
@@ -118,6 +186,8 @@ def _by_name(field: str, value: Any, default: Any) -> Any:
         return value if callable(value) else conv_implementation(value)
     if field not in _NAMED or (value is None and default is None):
         return value
+    if field == "norm" and value == "none" and default is None:  # what is normalised there has biases already
+        return None
     kind, choices = _NAMED[field]
     if isinstance(value, str) and value in choices:
         return choices[value]
@@ -126,40 +196,139 @@ def _by_name(field: str, value: Any, default: Any) -> Any:
     return value
 
 
-# The images each was made for, [height, width, channels], and what it is.
-_ABOUT: dict[str, tuple[tuple[int, int, int], str]] = {
-    "lenet5": ((32, 32, 1), "LeNet-5 as published (LeCun et al. 1998)"),
-    "lenet5_modern": ((28, 28, 1), "LeNet-5 as usually built today"),
-    "cs231n_cifar10": ((32, 32, 3), "(conv-relu-conv-relu-pool) x 3, the lectures' first network"),
-    "convnetjs_cifar10": ((32, 32, 3), "ConvNetJS's demonstration on CIFAR-10"),
-    "convnetjs_mnist": ((24, 24, 1), "ConvNetJS's demonstration on MNIST"),
-    "geron_fashion": ((28, 28, 1), "Géron's network for Fashion-MNIST"),
-    "resnet18": ((224, 224, 3), "ResNet-18 (He et al. 2015)"),
-    "resnet34": ((224, 224, 3), "ResNet-34"),
-    "resnet50": ((224, 224, 3), "ResNet-50, the stride in the 3x3 convolution (v1.5)"),
-    **{
-        f"cifar_resnet{depth}": ((32, 32, 3), f"ResNet-{depth} for CIFAR, shortcuts A")
-        for depth in (20, 32, 44, 56, 110)
-    },
+class About(NamedTuple):
+    """What is known of a model without building it."""
+
+    input: tuple[int, int, int]
+    """Height, width and channels of the images it was made for."""
+    parameters: int
+    """How many there are for these, which a test counts again."""
+    what: str
+    """What it is."""
+    paper: str = ""
+    """Who published it, and when."""
+
+
+_MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
+_LECUN, _KRIZHEVSKY = "LeCun et al. 1998", "Krizhevsky, Sutskever, Hinton 2012"
+_VGG, _HE, _HE_V2 = "Simonyan, Zisserman 2014", "He et al. 2015", "He et al. 2016"
+_SZEGEDY = "Szegedy et al. 2014"
+_XIE, _WIDE, _HUANG = "Xie et al. 2016", "Zagoruyko, Komodakis 2016", "Huang et al. 2016"
+
+ABOUT: dict[str, About] = {
+    "fully_connected": About(_MNIST, 266_610, "dense layers of 300 and 100, the baseline", _LECUN),
+    "locally_connected": About(_MNIST, 423_038, "LeNet-5 without shared weights, the other baseline", "LeCun 1989"),
+    "lenet5": About((32, 32, 1), 60_000, "LeNet-5 as published", _LECUN),
+    "lenet5_modern": About(_MNIST, 61_706, "LeNet-5 as usually built today", _LECUN),
+    "cs231n_cifar10": About(_CIFAR, 6_440, "(conv-relu-conv-relu-pool) x 3, the lectures' first network", "CS231n"),
+    "convnetjs_cifar10": About(_CIFAR, 22_466, "ConvNetJS's demonstration on CIFAR-10", "Karpathy"),
+    "convnetjs_mnist": About((24, 24, 1), 5_994, "ConvNetJS's demonstration on MNIST", "Karpathy"),
+    "geron_fashion": About(_MNIST, 1_413_834, "Géron's network for Fashion-MNIST", "Géron 2019"),
+    "alexnet": About((227, 227, 3), 60_965_224, "AlexNet, in two groups", _KRIZHEVSKY),
+    "alexnet_ungrouped": About((227, 227, 3), 62_378_344, "AlexNet without groups", _KRIZHEVSKY),
+    "alexnet_torchvision": About(_IMAGENET, 61_100_840, "torchvision's AlexNet", "Krizhevsky 2014"),
+    "zfnet": About(_IMAGENET, 62_357_608, "ZFNet: AlexNet with smaller first windows", "Zeiler, Fergus 2013"),
+    "vgg11": About(_IMAGENET, 132_863_336, "VGG, configuration A", _VGG),
+    "vgg13": About(_IMAGENET, 133_047_848, "VGG, configuration B", _VGG),
+    "vgg16": About(_IMAGENET, 138_357_544, "VGG, configuration D", _VGG),
+    "vgg16c": About(_IMAGENET, 133_638_952, "VGG, configuration C, with 1x1 convolutions", _VGG),
+    "vgg19": About(_IMAGENET, 143_667_240, "VGG, configuration E", _VGG),
+    "vgg11_bn": About(_IMAGENET, 132_868_840, "VGG A with batch norm", _VGG),
+    "vgg13_bn": About(_IMAGENET, 133_053_736, "VGG B with batch norm", _VGG),
+    "vgg16_bn": About(_IMAGENET, 138_365_992, "VGG D with batch norm", _VGG),
+    "vgg16c_bn": About(_IMAGENET, 133_647_400, "VGG C with batch norm", _VGG),
+    "vgg19_bn": About(_IMAGENET, 143_678_248, "VGG E with batch norm", _VGG),
+    "googlenet": About(_IMAGENET, 13_378_280, "GoogLeNet with its auxiliary heads", _SZEGEDY),
+    "googlenet_torchvision": About(
+        _IMAGENET, 13_004_888, "torchvision's GoogLeNet, with batch norm", "Szegedy et al. 2014"
+    ),
+    "resnet18": About(_IMAGENET, 11_689_512, "ResNet-18", _HE),
+    "resnet34": About(_IMAGENET, 21_797_672, "ResNet-34", _HE),
+    "resnet50": About(_IMAGENET, 25_557_032, "ResNet-50, the stride in the 3x3 convolution (v1.5)", _HE),
+    "resnet101": About(_IMAGENET, 44_549_160, "ResNet-101 (v1.5)", _HE),
+    "resnet152": About(_IMAGENET, 60_192_808, "ResNet-152 (v1.5)", _HE),
+    "resnet200": About(_IMAGENET, 64_673_832, "ResNet-200 (v1.5)", _HE),
+    "resnet50_v1": About(_IMAGENET, 25_557_032, "ResNet-50 as published, the stride in the first 1x1 convolution", _HE),
+    "resnet101_v1": About(_IMAGENET, 44_549_160, "ResNet-101 as published", _HE),
+    "resnet152_v1": About(_IMAGENET, 60_192_808, "ResNet-152 as published", _HE),
+    "resnet18_v2": About(_IMAGENET, 11_687_720, "ResNet-18, norm and activation first", _HE_V2),
+    "resnet34_v2": About(_IMAGENET, 21_795_880, "ResNet-34, norm and activation first", _HE_V2),
+    "resnet50_v2": About(_IMAGENET, 25_549_352, "ResNet-50, norm and activation first", _HE_V2),
+    "resnet101_v2": About(_IMAGENET, 44_541_480, "ResNet-101, norm and activation first", _HE_V2),
+    "resnet152_v2": About(_IMAGENET, 60_185_128, "ResNet-152, norm and activation first", _HE_V2),
+    "resnext50_32x4d": About(_IMAGENET, 25_028_904, "ResNeXt-50, 32 groups of 4", _XIE),
+    "resnext101_32x8d": About(_IMAGENET, 88_791_336, "ResNeXt-101, 32 groups of 8", _XIE),
+    "wide_resnet50_2": About(_IMAGENET, 68_883_240, "ResNet-50, the 3x3 convolutions twice as wide", _WIDE),
+    "wide_resnet101_2": About(_IMAGENET, 126_886_696, "ResNet-101, the 3x3 convolutions twice as wide", _WIDE),
+    "cifar_resnet20": About(_CIFAR, 269_722, "ResNet-20 for CIFAR, shortcuts A", _HE),
+    "cifar_resnet32": About(_CIFAR, 464_154, "ResNet-32 for CIFAR, shortcuts A", _HE),
+    "cifar_resnet44": About(_CIFAR, 658_586, "ResNet-44 for CIFAR, shortcuts A", _HE),
+    "cifar_resnet56": About(_CIFAR, 853_018, "ResNet-56 for CIFAR, shortcuts A", _HE),
+    "cifar_resnet110": About(_CIFAR, 1_727_962, "ResNet-110 for CIFAR, shortcuts A", _HE),
+    "cifar_resnet1202": About(_CIFAR, 19_421_274, "ResNet-1202 for CIFAR, shortcuts A", _HE),
+    "cifar_preact_resnet110": About(_CIFAR, 1_730_522, "ResNet-110 for CIFAR, norm and activation first", _HE_V2),
+    "cifar_preact_resnet164": About(_CIFAR, 1_703_258, "ResNet-164 for CIFAR, norm and activation first", _HE_V2),
+    "cifar_preact_resnet1001": About(_CIFAR, 10_327_706, "ResNet-1001 for CIFAR, norm and activation first", _HE_V2),
+    "cifar_wide16_4": About(_CIFAR, 2_748_890, "WRN-16-4", _WIDE),
+    "cifar_wide16_8": About(_CIFAR, 10_961_370, "WRN-16-8", _WIDE),
+    "cifar_wide28_10": About(_CIFAR, 36_479_194, "WRN-28-10", _WIDE),
+    "cifar_wide40_2": About(_CIFAR, 2_243_546, "WRN-40-2", _WIDE),
+    "cifar_wide40_4": About(_CIFAR, 8_949_210, "WRN-40-4", _WIDE),
+    "densenet121": About(_IMAGENET, 7_978_856, "DenseNet-121", _HUANG),
+    "densenet161": About(_IMAGENET, 28_681_000, "DenseNet-161", _HUANG),
+    "densenet169": About(_IMAGENET, 14_149_480, "DenseNet-169", _HUANG),
+    "densenet201": About(_IMAGENET, 20_013_928, "DenseNet-201", _HUANG),
+    "cifar_densenet40_12": About(_CIFAR, 1_019_722, "DenseNet for CIFAR, L = 40, k = 12", _HUANG),
+    "cifar_densenet100_12": About(_CIFAR, 6_979_642, "DenseNet for CIFAR, L = 100, k = 12", _HUANG),
+    "cifar_densenet100_24": About(_CIFAR, 27_249_082, "DenseNet for CIFAR, L = 100, k = 24", _HUANG),
+    "cifar_densenet_bc100_12": About(_CIFAR, 769_162, "DenseNet-BC for CIFAR, L = 100, k = 12", _HUANG),
+    "cifar_densenet_bc250_24": About(_CIFAR, 15_324_406, "DenseNet-BC for CIFAR, L = 250, k = 24", _HUANG),
+    "cifar_densenet_bc190_40": About(_CIFAR, 25_624_430, "DenseNet-BC for CIFAR, L = 190, k = 40", _HUANG),
 }
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What is known of a model: `name`, `parameters`, `input` [height, width, channels], `classes`, `summary`.
+    """What is known of a model: `name`, `parameters`, `input` [height, width, channels], `classes`, `summary`, `paper`.
 
-    The parameters are counted by abstract evaluation, which allocates nothing. Of a model without an entry here (a
-    user's own) the input is taken to be 32x32x1.
+    Of a model without an entry in `ABOUT` (a user's own) the input is taken to be 32x32x1, and the parameters are
+    counted by abstract evaluation, which allocates nothing.
     """
-    shape, summary = _ABOUT.get(name, ((32, 32, 1), ""))
     model = create(name)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    about = ABOUT.get(name)
+    if about is None:
+        shape = (32, 32, 1)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        about = About(shape, count_parameters(variables), "")
     return {
         "name": name,
-        "parameters": count_parameters(variables),
-        "input": list(shape),
+        "parameters": about.parameters,
+        "input": list(about.input),
         "classes": getattr(model, "num_classes", None),
-        "summary": summary,
+        "summary": about.what,
+        "paper": about.paper,
     }
+
+
+def load_torch(path_or_state_dict: str | os.PathLike | Mapping[str, Any], name: str, **fields: Any) -> dict[str, Any]:
+    """The variables of a model from PyTorch's weights under torchvision's names.
+
+    For instance `load_torch("resnet50.pth", "resnet50")`, which `torch.save(net.state_dict(), "resnet50.pth")` wrote.
+
+    Args:
+      path_or_state_dict: names to tensors or arrays, or a file of them: `.safetensors`, or PyTorch's own format, from
+        which no code is run.
+      name: one of `names()`, of the AlexNet, VGG, GoogLeNet, ResNet or DenseNet family.
+      fields: fields of the model, such as `num_classes`.
+
+    Returns:
+      {"params": ..., "batch_stats": ...}, for `create(name, **fields)`.
+
+    Raises:
+      InputError: there is no such file or model, or entries are missing, extra or of another shape: all are named.
+    """
+    given = path_or_state_dict
+    state = given if isinstance(given, Mapping) else weights.read_torch(given)
+    return weights.from_torch(state, create(name, **fields), ABOUT[name].input if name in ABOUT else (32, 32, 1))
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:

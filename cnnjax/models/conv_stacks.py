@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import as_logits, check_images
+from cnnjax.models.layers import check_images, classify
 from cnnjax.ops import conv_general_dilated, max_pool
 from cnnjax.ops.errors import InputError
 
@@ -53,7 +53,7 @@ class ConvStack(nn.Module):
     dropout: float = 0.0
     """The part of each hidden dense layer's outputs that training sets to zero."""
     num_classes: int = 10
-    """The number of logits."""
+    """The number of logits; 0 for what the last dense layer sees."""
     conv: Callable[..., Any] = conv_general_dilated
     """What computes the convolutions: a function with the signature of `jax.lax.conv_general_dilated`."""
     act: Callable[..., Any] = nn.relu
@@ -92,7 +92,7 @@ class ConvStack(nn.Module):
         for i, features in enumerate(self.dense, 1):
             x = self.act(nn.Dense(features, **init, **types, name=f"dense{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout{i}")(x)
-        return as_logits(nn.Dense(self.num_classes, kernel_init=self.output_init, **types, name="output")(x))
+        return classify(x, self.num_classes, kernel_init=self.output_init, **types)
 
 
 def _normal(gain: float) -> Callable[..., Any]:

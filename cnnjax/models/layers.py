@@ -52,6 +52,45 @@ def as_logits(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def square_conv(
+    features: int,
+    window: int,
+    stride: int = 1,
+    pad: int = 0,
+    *,
+    conv: Callable[..., Any],
+    groups: int = 1,
+    **fields: Any,
+) -> nn.Conv:
+    """A convolution with square windows, padded alike on all sides.
+
+    Args:
+      features: how many filters there are.
+      window: the side of their windows.
+      stride: the distance between neighbouring windows.
+      pad: the zeros on every side.
+      conv: what computes it: a function with the signature of `jax.lax.conv_general_dilated`.
+      groups: how many groups the channels are in, each seen by as many of the filters.
+      fields: others of `flax.linen.Conv`, such as `name`.
+    """
+    return nn.Conv(
+        features,
+        (window, window),
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        conv_general_dilated=conv,
+        **fields,
+    )
+
+
+def checkpointed(block: Callable[..., Any]) -> Callable[..., Any]:
+    """The block, a module class or a `functools.partial` of one, computed again for the gradients instead of kept."""
+    if isinstance(block, functools.partial):
+        return functools.partial(checkpointed(block.func), *block.args, **block.keywords)
+    return nn.remat(block)
+
+
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 """Batch normalisation with the momentum and epsilon of the ResNet papers' code."""
 
@@ -90,3 +129,37 @@ def accepts(constructor: Callable[..., Any], field: str) -> bool:
     """Whether `constructor(field=...)` is a legal call."""
     parameters = inspect.signature(constructor).parameters.values()
     return any(p.name == field or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def classify(features: jax.Array, num_classes: int, *, name: str = "output", **fields: Any) -> jax.Array:
+    """The logits of [batch, features] by a dense layer; or, for `num_classes` 0, the features themselves.
+
+    Args:
+      features: [batch, features].
+      num_classes: the number of logits.
+      name: of the dense layer.
+      fields: of `flax.linen.Dense`.
+
+    Returns:
+      [batch, num_classes] or [batch, features], in float32 at least.
+    """
+    if num_classes == 0:
+        return as_logits(features)
+    return as_logits(nn.Dense(num_classes, name=name, **fields)(features))
+
+
+def drop_examples(rate: float, *, train: bool) -> Callable[[jax.Array], jax.Array]:
+    """What stochastic depth does to a branch: in training, zero for a random part of the examples.
+
+    What is left is divided by 1 - rate, so that evaluation needs no correction.
+
+    Args:
+      rate: the part of the examples that loses the branch; 0 for none.
+      train: whether to do it.
+
+    Returns:
+      A function of [batch, ...] that draws from the stream "dropout". It has no parameters.
+    """
+    if not train or rate == 0:
+        return lambda y: y
+    return lambda y: nn.Dropout(rate, broadcast_dims=tuple(range(1, y.ndim)), deterministic=False)(y)

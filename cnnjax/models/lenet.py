@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from cnnjax.models.layers import as_logits, check_images
+from cnnjax.models.layers import as_logits, check_images, classify
 from cnnjax.ops import conv_general_dilated, max_pool
 from cnnjax.ops.errors import InputError
 
@@ -268,7 +268,7 @@ class LeNet5Modern(nn.Module):
         x = x.reshape(-1, 400)
         x = self.act(dense(120, kernel_init=init, name="C5")(x))
         x = self.act(dense(84, kernel_init=init, name="F6")(x))
-        return as_logits(dense(self.num_classes, kernel_init=init, name="output")(x))
+        return classify(x, self.num_classes, kernel_init=init, **types)
 
 
 def mse_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:

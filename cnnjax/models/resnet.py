@@ -9,11 +9,15 @@ for the zero gamma.
 | resnet18       | imagenet | 2, 2, 2, 2      | 64, 128, 256, 512  |             11,689,512 |
 | resnet34       | imagenet | 3, 4, 6, 3      | 64, 128, 256, 512  |             21,797,672 |
 | resnet50       | imagenet | 3, 4, 6, 3      | 4 x the same       |             25,557,032 |
+| resnet101      | imagenet | 3, 4, 23, 3     | 4 x the same       |             44,549,160 |
+| resnet152      | imagenet | 3, 8, 36, 3     | 4 x the same       |             60,192,808 |
+| resnet200      | imagenet | 3, 24, 36, 3    | 4 x the same       |             64,673,832 |
 | cifar_resnet20 | cifar    | 3, 3, 3         | 16, 32, 64         |    269,722 (B 272,474) |
 | cifar_resnet32 | cifar    | 5, 5, 5         | 16, 32, 64         |    464,154 (B 466,906) |
 | cifar_resnet44 | cifar    | 7, 7, 7         | 16, 32, 64         |    658,586 (B 661,338) |
 | cifar_resnet56 | cifar    | 9, 9, 9         | 16, 32, 64         |    853,018 (B 855,770) |
 | cifar_resnet110| cifar    | 18, 18, 18      | 16, 32, 64         | 1,727,962 (B 1,730,714)|
+| cifar_resnet1202|cifar    | 200, 200, 200   | 16, 32, 64         |             19,421,274 |
 
 ImageNet's with 1,000 classes and shortcuts B; CIFAR's with 10 and shortcuts A, as in the paper. All padding is explicit
 and symmetric: XLA's SAME pads a stride of 2 on one side only, which is another network than the published weights'.
@@ -27,39 +31,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import BatchNorm, accepts, as_logits, bind_norm, check_images
+from cnnjax.models.layers import (
+    BatchNorm,
+    accepts,
+    bind_norm,
+    check_images,
+    checkpointed,
+    classify,
+    drop_examples,
+    square_conv,
+)
 from cnnjax.ops import conv_general_dilated, max_pool
 from cnnjax.ops.errors import InputError, unknown
 
-
-def convolution(
-    features: int,
-    window: int,
-    stride: int,
-    pad: int,
-    *,
-    name: str,
-    conv: Callable[..., Any],
-    dtype: Any,
-    param_dtype: Any,
-) -> nn.Module:
-    """A square convolution without bias, He-normal by fan-out; `conv` computes it."""
-    return nn.Conv(
-        features,
-        (window, window),
-        (stride, stride),
-        ((pad, pad), (pad, pad)),
-        use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated=conv,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
-    )
-
-
 # Below, a block's `conv` and `norm` are module constructors that the network has bound to its types, its convolution
-# and its mode: `conv(features, window, stride, pad, name=...)` and `norm(name=...)`.
+# and its mode: `conv(features, window, stride, pad, name=..., groups=...)` and `norm(name=...)`; `drop(y)` leaves the
+# branch out now and then (stochastic depth).
 
 
 def pad_channels(x: jax.Array, features: int, stride: int, *, conv: Any, norm: Any) -> jax.Array:
@@ -103,6 +90,8 @@ class BasicBlock(nn.Module):
     """The function between the convolutions and after the sum."""
     shortcut: Callable[..., Any]
     """`shortcut(x, features, stride, conv=, norm=)`, used where the shape changes."""
+    drop: Callable[..., Any]
+    """What is done to the branch before the sum."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +101,7 @@ class BasicBlock(nn.Module):
         y = self.last_norm(name="norm2")(y)
         if x.shape != y.shape:
             x = self.shortcut(x, self.features, self.stride, conv=self.conv, norm=self.norm)
-        return self.act(x + y)
+        return self.act(x + self.drop(y))
 
 
 class BottleneckBlock(nn.Module):
@@ -137,8 +126,14 @@ class BottleneckBlock(nn.Module):
     """The function between the convolutions and after the sum."""
     shortcut: Callable[..., Any]
     """`shortcut(x, features, stride, conv=, norm=)`, used where the shape changes."""
+    drop: Callable[..., Any]
+    """What is done to the branch before the sum."""
     stride_on: str = "3x3"
     """Which convolution has the stride: "3x3" (v1.5) or "1x1" (v1)."""
+    groups: int = 1
+    """The groups of the 3x3 convolution: ResNeXt's cardinality."""
+    base_width: int = 64
+    """The width of a group of the 3x3 convolution where the stage's is 64: ResNeXt's d; 128 in wide ResNets."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,15 +143,16 @@ class BottleneckBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         first, second = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
-        y = self.conv(self.features, 1, first, 0, name="conv1")(x)
+        width = self.features * self.base_width // 64 * self.groups
+        y = self.conv(width, 1, first, 0, name="conv1")(x)
         y = self.act(self.norm(name="norm1")(y))
-        y = self.conv(self.features, 3, second, 1, name="conv2")(y)
+        y = self.conv(width, 3, second, 1, groups=self.groups, name="conv2")(y)
         y = self.act(self.norm(name="norm2")(y))
         y = self.conv(4 * self.features, 1, 1, 0, name="conv3")(y)
         y = self.last_norm(name="norm3")(y)
         if x.shape != y.shape:
             x = self.shortcut(x, 4 * self.features, self.stride, conv=self.conv, norm=self.norm)
-        return self.act(x + y)
+        return self.act(x + self.drop(y))
 
 
 def imagenet_stem(x: jax.Array, features: int, *, conv: Any, norm: Any, act: Any, pool: Any) -> jax.Array:
@@ -186,15 +182,17 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, ...]
     """How many blocks each stage has."""
     widths: tuple[int, ...]
-    """The width of each stage; the stem has the first."""
+    """The width of each stage."""
     block: Callable[..., Any]
     """`BasicBlock`, `BottleneckBlock` or your own with their fields."""
     stem: str | Callable[..., Any]
     """"imagenet", "cifar", or a function with their signature."""
     shortcut: str | Callable[..., Any]
     """Where the shape changes: "A" (no parameters), "B" (projection), or a function with their signature."""
+    stem_features: int | None = None
+    """The width of the stem; None for that of the first stage."""
     num_classes: int = 1000
-    """The number of logits."""
+    """The number of logits; 0 for the pooled features."""
     conv: Callable[..., Any] = conv_general_dilated
     """What computes the convolutions: a function with the signature of `jax.lax.conv_general_dilated`."""
     norm: Callable[..., Any] = BatchNorm
@@ -203,6 +201,14 @@ class ResNet(nn.Module):
     """The function after norms and sums."""
     pool: Callable[..., Any] = max_pool
     """The ImageNet stem's pooling: a function with the signature of `flax.linen.max_pool`."""
+    preactivated: bool = False
+    """Whether blocks begin with norm and act, so that the last sum is still to have them."""
+    drop_path: float = 0.0
+    """Stochastic depth: the part of the examples for which training leaves out the branch of the last block, linearly
+    less for those before (Huang et al., "Deep Networks with Stochastic Depth", 2016). It needs
+    `rngs={"dropout": key}`."""
+    remat: bool = False
+    """Whether blocks are computed again for the gradients rather than kept: less memory, more time."""
     zero_init_residual: bool = False
     """Whether the last norm of each branch starts with scale 0, so that blocks start as identities (Goyal et al.,
     section 5.1). The paper's networks, and so the default, start with 1."""
@@ -219,6 +225,8 @@ class ResNet(nn.Module):
             raise unknown("shortcut", self.shortcut, SHORTCUTS)
         if len(self.stage_sizes) != len(self.widths):
             raise InputError(f"widths: received {self.widths}; allowed: one for each of the stages {self.stage_sizes}")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path: received {self.drop_path}; allowed: at least 0 and less than 1")
         if self.zero_init_residual and not accepts(self.norm, "scale_init"):
             raise InputError(f"zero_init_residual: received True; allowed: False, since {self.norm} has no scale")
 
@@ -226,31 +234,45 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         check_images(x)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(convolution, conv=self.conv, **types)
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        conv = functools.partial(square_conv, conv=self.conv, use_bias=False, kernel_init=init, **types)
         norm = bind_norm(self.norm, train=train, **types)
         zero = {"scale_init": nn.initializers.zeros} if self.zero_init_residual else {}
         stem = STEMS[self.stem] if isinstance(self.stem, str) else self.stem
         block = functools.partial(
-            self.block,
+            checkpointed(self.block) if self.remat else self.block,
             conv=conv,
             norm=norm,
             last_norm=functools.partial(norm, **zero),
             act=self.act,
             shortcut=SHORTCUTS[self.shortcut] if isinstance(self.shortcut, str) else self.shortcut,
         )
-        x = stem(x, self.widths[0], conv=conv, norm=norm, act=self.act, pool=self.pool)
+        x = stem(x, self.stem_features or self.widths[0], conv=conv, norm=norm, act=self.act, pool=self.pool)
+        number, depth = 0, sum(self.stage_sizes)
         for i, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for j in range(1, blocks + 1):
+                number += 1
                 stride = 2 if i > 1 and j == 1 else 1
-                x = block(width, stride, name=f"stage{i}_block{j}")(x)
-        x = x.mean((1, 2))
-        return as_logits(nn.Dense(self.num_classes, name="output", **types)(x))
+                drop = drop_examples(self.drop_path * number / depth, train=train)
+                x = block(width, stride, drop=drop, name=f"stage{i}_block{j}")(x)
+        if self.preactivated:
+            x = self.act(norm(name="norm2")(x))
+        return classify(x.mean((1, 2)), self.num_classes, **types)
 
 
 _imagenet = functools.partial(ResNet, widths=(64, 128, 256, 512), stem="imagenet", shortcut="B")
 resnet18 = functools.partial(_imagenet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 resnet34 = functools.partial(_imagenet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 resnet50 = functools.partial(_imagenet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
+resnet101 = functools.partial(_imagenet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock)
+resnet152 = functools.partial(_imagenet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock)
+resnet200 = functools.partial(_imagenet, stage_sizes=(3, 24, 36, 3), block=BottleneckBlock)
+
+# As published: the stride is on the first 1x1 convolution.
+resnet50_v1, resnet101_v1, resnet152_v1 = (
+    functools.partial(net, block=functools.partial(BottleneckBlock, stride_on="1x1"))
+    for net in (resnet50, resnet101, resnet152)
+)
 
 
 def _cifar(depth: int) -> Callable[..., ResNet]:
@@ -266,3 +288,4 @@ cifar_resnet32 = _cifar(32)
 cifar_resnet44 = _cifar(44)
 cifar_resnet56 = _cifar(56)
 cifar_resnet110 = _cifar(110)
+cifar_resnet1202 = _cifar(1202)

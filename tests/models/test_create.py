@@ -12,23 +12,6 @@ from cnnjax import models
 from cnnjax.models import conv_stacks, resnet
 from cnnjax.ops.errors import InputError
 
-INPUT = {
-    "lenet5": (32, 32, 1),
-    "lenet5_modern": (28, 28, 1),
-    "cs231n_cifar10": (32, 32, 3),
-    "convnetjs_cifar10": (32, 32, 3),
-    "convnetjs_mnist": (24, 24, 1),
-    "geron_fashion": (28, 28, 1),
-    "resnet18": (224, 224, 3),
-    "resnet34": (224, 224, 3),
-    "resnet50": (224, 224, 3),
-    "cifar_resnet20": (32, 32, 3),
-    "cifar_resnet32": (32, 32, 3),
-    "cifar_resnet44": (32, 32, 3),
-    "cifar_resnet56": (32, 32, 3),
-    "cifar_resnet110": (32, 32, 3),
-}
-
 # Small enough to run, one of each kind: name, fields, input.
 SMALL = [
     ("lenet5", {}, (28, 28, 1)),
@@ -44,7 +27,7 @@ SMALL_IDS = [name for name, _, _ in SMALL]
 
 def shapes(name, shape=None, **fields):
     """The variables of a model as shapes, allocating nothing."""
-    x = jax.ShapeDtypeStruct((1, *(shape or INPUT[name])), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *(shape or models.ABOUT[name].input)), jnp.float32)
     return jax.eval_shape(models.create(name, **fields).init, jax.random.key(0), x)
 
 
@@ -52,36 +35,7 @@ def images(shape, batch=3):
     return np.random.default_rng(7).normal(size=(batch, *shape))
 
 
-@pytest.mark.parametrize(
-    ("name", "fields", "count"),
-    [
-        ("lenet5", {}, 60_000),
-        ("lenet5_modern", {}, 61_706),
-        ("cs231n_cifar10", {}, 6_440),
-        ("convnetjs_cifar10", {}, 22_466),
-        ("convnetjs_mnist", {}, 5_994),
-        ("geron_fashion", {}, 1_413_834),
-        ("resnet18", {}, 11_689_512),
-        ("resnet34", {}, 21_797_672),
-        ("resnet50", {}, 25_557_032),
-        ("cifar_resnet20", {}, 269_722),
-        ("cifar_resnet32", {}, 464_154),
-        ("cifar_resnet44", {}, 658_586),
-        ("cifar_resnet56", {}, 853_018),
-        ("cifar_resnet110", {}, 1_727_962),
-        ("cifar_resnet20", {"shortcut": "B"}, 272_474),
-        ("cifar_resnet32", {"shortcut": "B"}, 466_906),
-        ("cifar_resnet44", {"shortcut": "B"}, 661_338),
-        ("cifar_resnet56", {"shortcut": "B"}, 855_770),
-        ("cifar_resnet110", {"shortcut": "B"}, 1_730_714),
-    ],
-)
-def test_exact_parameter_counts(name, fields, count):
-    assert models.count_parameters(shapes(name, **fields)) == count
-
-
-def test_every_model_has_a_count_here():
-    assert set(INPUT) == set(models.names())
+def test_names_are_sorted():
     assert models.names() == tuple(sorted(models.names()))
 
 
@@ -103,10 +57,17 @@ def test_count_is_of_trainable_leaves_only():
     assert models.count_parameters({}) == 0
 
 
-@pytest.mark.parametrize("name", list(INPUT))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fully_connected", "locally_connected", "lenet5", "lenet5_modern", "cs231n_cifar10", "convnetjs_cifar10",
+        "convnetjs_mnist", "geron_fashion", "alexnet", "zfnet", "vgg11", "googlenet", "resnet18", "resnet50",
+        "resnet18_v2", "resnext50_32x4d", "cifar_resnet20", "cifar_wide16_4", "densenet121",
+    ],
+)  # fmt: skip
 def test_logits_have_a_row_for_each_image_and_a_column_for_each_class(name):
     model = models.create(name, num_classes=7)
-    x = jax.ShapeDtypeStruct((5, *INPUT[name]), jnp.float32)
+    x = jax.ShapeDtypeStruct((5, *models.ABOUT[name].input), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     y = jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
     assert (y.shape, y.dtype) == ((5, 7), jnp.float32)
@@ -211,7 +172,7 @@ CIFAR = ["conv1", "norm1"] + [f"stage{s}_block{b}" for s in (1, 2, 3) for b in (
 )
 def test_intermediates_have_the_names_of_the_paper(name, layers):
     model = models.create(name)
-    x = jax.ShapeDtypeStruct((1, *INPUT[name]), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *models.ABOUT[name].input), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     capture = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
     logits, captured = jax.eval_shape(capture, variables, x)
@@ -267,7 +228,7 @@ def test_intermediates_of_resnet50_have_the_published_shapes():
         (lambda: models.create("resnet18", stage_sizes=(2, 2)), "widths: received (64, 128, 256, 512)"),
         (lambda: models.create("resnet18", norm="none", zero_init_residual=True), "zero_init_residual"),
         (lambda: models.create("lenet5", num_classes=11), "num_classes: received 11; allowed: 1 to 10"),
-        (lambda: models.create("resnet18", num_classes=0), "num_classes: received 0"),
+        (lambda: models.create("resnet18", num_classes=-1), "num_classes: received -1"),
         (lambda: models.create("resnet18", num_classes="ten"), "num_classes: received 'ten'"),
         (lambda: models.create("geron_fashion", dropout=1.5), "dropout: received 1.5"),
         (lambda: shapes("lenet5", (28, 28)), "received shape (1, 28, 28); allowed: 4 axes"),

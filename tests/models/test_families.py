@@ -1,0 +1,267 @@
+"""The published networks: parameters by the table, maps on the way, inputs, heads, names of every part."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from cnnjax import models
+from cnnjax.models import resnet
+from cnnjax.ops import InputError
+
+# Model, fields and the parameters of the network as published or as torchvision has it.
+COUNTS = [
+    ("lenet5", {}, 60_000),
+    ("lenet5_modern", {}, 61_706),
+    ("cs231n_cifar10", {}, 6_440),
+    ("convnetjs_cifar10", {}, 22_466),
+    ("convnetjs_mnist", {}, 5_994),
+    ("geron_fashion", {}, 1_413_834),
+    ("alexnet", {}, 60_965_224),
+    ("alexnet_ungrouped", {}, 62_378_344),
+    ("alexnet_torchvision", {}, 61_100_840),
+    ("zfnet", {}, 62_357_608),
+    ("vgg11", {}, 132_863_336),
+    ("vgg13", {}, 133_047_848),
+    ("vgg16c", {}, 133_638_952),
+    ("vgg16", {}, 138_357_544),
+    ("vgg19", {}, 143_667_240),
+    ("vgg11_bn", {}, 132_868_840),
+    ("vgg13_bn", {}, 133_053_736),
+    ("vgg16c_bn", {}, 133_647_400),
+    ("vgg16_bn", {}, 138_365_992),
+    ("vgg19_bn", {}, 143_678_248),
+    ("googlenet", {"aux": False}, 6_998_552),
+    ("googlenet", {}, 13_378_280),
+    ("googlenet_torchvision", {"aux": False}, 6_624_904),
+    ("googlenet_torchvision", {}, 13_004_888),
+    ("googlenet_torchvision", {"aux": False, "widest": 5}, 7_005_832),
+    ("googlenet_torchvision", {"widest": 5}, 13_385_816),
+    ("resnet18", {}, 11_689_512),
+    ("resnet34", {}, 21_797_672),
+    ("resnet50", {}, 25_557_032),
+    ("resnet50_v1", {}, 25_557_032),
+    ("resnet101", {}, 44_549_160),
+    ("resnet152", {}, 60_192_808),
+    ("resnet200", {}, 64_673_832),
+    ("resnext50_32x4d", {}, 25_028_904),
+    ("resnext101_32x8d", {}, 88_791_336),
+    ("wide_resnet50_2", {}, 68_883_240),
+    ("wide_resnet101_2", {}, 126_886_696),
+    ("cifar_wide16_4", {}, 2_748_890),
+    ("cifar_wide16_8", {}, 10_961_370),
+    ("cifar_wide28_10", {}, 36_479_194),
+    ("cifar_wide40_2", {}, 2_243_546),
+    ("cifar_wide40_4", {}, 8_949_210),
+    *((f"cifar_resnet{depth}", {}, a) for depth, a in zip(
+        (20, 32, 44, 56, 110, 1202), (269_722, 464_154, 658_586, 853_018, 1_727_962, 19_421_274), strict=True)),
+    *((f"cifar_resnet{depth}", {"shortcut": "B"}, b) for depth, b in zip(
+        (20, 32, 44, 56, 110, 1202), (272_474, 466_906, 661_338, 855_770, 1_730_714, 19_424_026), strict=True)),
+    ("densenet121", {}, 7_978_856),
+    ("densenet161", {}, 28_681_000),
+    ("densenet169", {}, 14_149_480),
+    ("densenet201", {}, 20_013_928),
+    ("cifar_densenet40_12", {}, 1_019_722),
+    ("cifar_densenet100_12", {}, 6_979_642),
+    ("cifar_densenet100_24", {}, 27_249_082),
+    ("cifar_densenet_bc100_12", {}, 769_162),
+    ("cifar_densenet_bc250_24", {}, 15_324_406),
+    ("cifar_densenet_bc190_40", {}, 25_624_430),
+]  # fmt: skip
+
+
+def create(name, **fields):
+    """The model with XLA's convolution, which is the quickest to trace."""
+    return models.create(name, **fields) if name == "locally_connected" or name == "fully_connected" else models.create(
+        name, conv=lax.conv_general_dilated, **fields
+    )  # fmt: skip
+
+
+def variables_of(model, image):
+    """Shapes of the variables, for one image [height, width, channels]."""
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    return jax.eval_shape(model.init, rngs, jax.ShapeDtypeStruct((1, *image), jnp.float32))
+
+
+def maps(name, image, **fields):
+    """The shape of every part's output, [height, width, channels], by its name."""
+    model = create(name, **fields)
+    x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    capture = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+    seen = jax.eval_shape(capture, variables_of(model, image), x)[1]["intermediates"]
+    return {part: outputs["__call__"][0].shape[1:] for part, outputs in seen.items() if "__call__" in outputs}
+
+
+@pytest.mark.parametrize(("name", "fields", "parameters"), COUNTS)
+def test_parameters(name, fields, parameters):
+    variables = variables_of(create(name, **fields), models.ABOUT[name].input)
+    assert models.count_parameters(variables) == parameters
+
+
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {name for name, fields, _ in COUNTS if not fields}))
+def test_parameters_of_the_others(name):
+    """What the listing says of the networks without a published count."""
+    variables = variables_of(create(name), models.ABOUT[name].input)
+    assert models.count_parameters(variables) == models.ABOUT[name].parameters
+
+
+def test_the_listing_says_the_same():
+    assert set(models.ABOUT) == set(models.MODELS)
+    for name, fields, parameters in COUNTS:
+        if not fields:
+            assert models.describe(name)["parameters"] == parameters
+
+
+def test_alexnets_maps():
+    """55, 27, 13 and 6 on a side; the dense layers see 9,216 numbers."""
+    seen = maps("alexnet", (227, 227, 3))
+    assert [seen[f"conv{i}"] for i in range(1, 6)] == [
+        (55, 55, 96), (27, 27, 256), (13, 13, 384), (13, 13, 384), (13, 13, 256)
+    ]  # fmt: skip
+    assert variables_of(create("alexnet"), (227, 227, 3))["params"]["dense1"]["kernel"].shape == (9216, 4096)
+    seen = maps("zfnet", (224, 224, 3))
+    assert [seen[f"conv{i}"][0] for i in range(1, 6)] == [110, 26, 13, 13, 13]
+
+
+def test_googlenets_maps():
+    """Channels after each module, and 28, 14 and 7 on a side, of images whose maps are odd on the way too."""
+    channels = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
+    for name in ("googlenet", "googlenet_torchvision"):
+        seen = maps(name, (224, 224, 3))
+        inceptions = [seen[f"inception{stage}"] for stage in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")]
+        assert [c for _, _, c in inceptions] == channels
+        assert [side for side, _, _ in inceptions] == [28, 28, 14, 14, 14, 14, 14, 7, 7]
+        assert "aux1_head" not in seen
+
+
+def test_auxiliary_heads_are_sown_in_training_alone():
+    model = create("googlenet", num_classes=7)
+    variables = variables_of(model, (224, 224, 3))
+    params = {"params": variables["params"]}
+    x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    train = functools.partial(model.apply, train=True, mutable=["aux_logits"], rngs={"dropout": jax.random.key(0)})
+    logits, sown = jax.eval_shape(train, params, x)
+    assert logits.shape == (2, 7)
+    assert {name: values[0].shape for name, values in sown["aux_logits"].items()} == {"aux1": (2, 7), "aux2": (2, 7)}
+    _, sown = jax.eval_shape(functools.partial(model.apply, mutable=["aux_logits"]), params, x)
+    assert not sown
+    assert not any("head" in part for part in variables_of(create("googlenet", aux=False), (224, 224, 3))["params"])
+
+
+def test_densenets_maps():
+    seen = maps("densenet121", (224, 224, 3))
+    assert [seen[f"block{i}_layer{n}"] for i, n in enumerate((6, 12, 24, 16), 1)] == [
+        (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 1024)
+    ]  # fmt: skip
+    assert [seen[f"transition{i}"] for i in (1, 2, 3)] == [(28, 28, 128), (14, 14, 256), (7, 7, 512)]
+
+
+def test_a_dense_layer_keeps_what_it_sees(draw):
+    """The first channels of a layer's output are the outputs of the layers before it, unchanged."""
+    model = models.create("cifar_densenet_bc100_12", block_sizes=(3, 1, 1), growth=4, stem_features=8)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    capture = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"]))
+    parts = capture(draw(model, x), x)[1]["intermediates"]
+    seen = {name: parts[name]["__call__"][0] for name in ("conv1", "block1_layer2", "block1_layer3")}
+    last = seen["block1_layer3"]
+    assert last.shape[-1] == 8 + 3 * 4
+    np.testing.assert_array_equal(last[..., :8], seen["conv1"])
+    np.testing.assert_array_equal(last[..., :16], seen["block1_layer2"])
+
+
+@pytest.mark.parametrize("version", ["resnet50", "resnet50_v1", "resnet50_v2"])
+def test_where_the_stride_is(version):
+    """v1 has it on the first 1x1 convolution of a stage, v1.5 and v2 on the 3x3."""
+    model = create(version)
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    capture = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+    block = jax.eval_shape(capture, variables_of(model, (224, 224, 3)), x)[1]["intermediates"]["stage2_block1"]
+    sides = [block[f"conv{i}"]["__call__"][0].shape[1] for i in (1, 2, 3)]
+    assert sides == ([28, 28, 28] if version == "resnet50_v1" else [56, 28, 28])
+
+
+SMALL = {
+    "alexnet": 67, "alexnet_torchvision": 63, "zfnet": 53, "vgg11": 32, "vgg16_bn": 32, "googlenet": 79,
+    "googlenet_torchvision": 15, "resnet18": 1, "resnet50_v2": 1, "densenet121": 29, "cifar_densenet40_12": 4,
+    "cifar_wide16_4": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_smallest_image(name):
+    """One pixel less leaves nothing to classify, and the error says so; at that size there are logits."""
+    side, model = SMALL[name], create(name, num_classes=3)
+    shape = jax.eval_shape(
+        lambda x: model.init_with_output({"params": jax.random.key(0), "dropout": jax.random.key(0)}, x)[0],
+        jax.ShapeDtypeStruct((2, side, side + 1, 3), jnp.float32),
+    )
+    assert shape.shape == (2, 3)
+    if side > 1:
+        with pytest.raises(InputError, match=f"allowed: {side}x{side} or larger"):
+            variables_of(model, (side - 1, side, 3))
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet5_modern", "fully_connected", "geron_fashion", "vgg11", "resnet18", "densenet121"]
+)
+def test_features_instead_of_logits(name):
+    """`num_classes=0` leaves the last layer out, and gives what it saw."""
+    about = models.ABOUT[name]
+    model, whole = create(name, num_classes=0), variables_of(create(name, num_classes=3), about.input)["params"]
+    variables = variables_of(model, about.input)
+    assert set(whole) - set(variables["params"]) == {"output"}
+    features = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *about.input), jnp.float32))
+    assert features.shape == (2, whole["output"]["kernel"].shape[0])
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_stochastic_depth(draw, remat):
+    """In training each example loses whole branches, by the key; what is left is scaled; evaluation has them all."""
+    fields = {"stage_sizes": (1, 1, 2), "norm": "none", "remat": remat}
+    model = models.create("cifar_resnet20", drop_path=0.5, **fields)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 8, 3)), jnp.float32)
+    variables = draw(model, x)
+    run = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    first, second = run(jax.random.key(1)), run(jax.random.key(2))
+    np.testing.assert_array_equal(first, run(jax.random.key(1)))
+    assert 0 < (np.abs(first - second).max(1) > 1e-6).mean() < 1
+    plain = models.create("cifar_resnet20", **fields)
+    np.testing.assert_array_equal(model.apply(variables, x), plain.apply(variables, x))
+    with pytest.raises(InputError, match=r"drop_path: received 1.0; allowed: at least 0 and less than 1"):
+        models.create("cifar_resnet20", drop_path=1.0)
+
+
+def test_remat_changes_nothing_but_memory(draw):
+    """Same parameters, same gradients; the blocks are computed again."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    for name, fields in {
+        "cifar_resnet20": {"stage_sizes": (1, 1, 1)},
+        "cifar_densenet_bc100_12": {"block_sizes": (2, 1, 1), "growth": 4, "stem_features": 8},
+    }.items():
+        kept, again = (models.create(name, remat=remat, **fields) for remat in (False, True))
+        variables = draw(kept, x)
+        assert jax.tree.structure(draw(again, x)) == jax.tree.structure(variables)
+        gradient = lambda model: jax.grad(lambda v: (model.apply(v, x) ** 2).sum())
+        for a, b in zip(*(jax.tree.leaves(jax.jit(gradient(m))(variables)) for m in (kept, again)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert "remat" in str(jax.make_jaxpr(gradient(again))(variables))
+        assert "remat" not in str(jax.make_jaxpr(gradient(kept))(variables))
+
+
+def test_blocks_are_identities_where_their_last_norm_is_zero(draw):
+    """Pre-activated blocks with scale 0 in the last norm of the branch give back what they got."""
+    model = models.create("cifar_preact_resnet110", stage_sizes=(2, 1, 1), zero_init_residual=True)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    variables = model.init(jax.random.key(0), x)
+    capture = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+    seen = capture(variables, x)[1]["intermediates"]
+    np.testing.assert_array_equal(seen["stage1_block1"]["__call__"][0], seen["conv1"]["__call__"][0])
+
+
+def test_shortcuts_and_stems_can_be_ones_own():
+    """A function with their signature does."""
+    seen = maps("resnet18", (32, 32, 3), stem=resnet.cifar_stem, shortcut=resnet.pad_channels)
+    assert seen["stage4_block2"] == (4, 4, 512)

@@ -1,0 +1,164 @@
+"""Weights from PyTorch and back: same weights, same outputs; what doesn't fit is named; files."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax import models
+from cnnjax.models import weights
+from cnnjax.ops import InputError
+
+torch = pytest.importorskip("torch")
+
+from torch_networks import NETWORKS  # noqa: E402  after it is known that there is PyTorch
+
+IMAGES = {"alexnet_torchvision": 67, "vgg16_bn": 40, "googlenet_torchvision": 66}
+"""The sides of the images, where not 64: such that windows reach over borders."""
+
+
+def randomized(name, classes=7):
+    """PyTorch's network in double precision: all that can be mixed up differs from 0 and 1."""
+    torch.manual_seed(0)
+    net = NETWORKS[name](classes).double()
+    with torch.no_grad():
+        for key, value in net.state_dict().items():
+            if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
+                value.uniform_(0.5, 1.5)
+            elif value.ndim == 1:
+                value.normal_(0, 0.1)
+            elif value.ndim > 1:
+                value.normal_(0, (2 / value[0].numel()) ** 0.5)
+    return net
+
+
+def image(name, batch=2):
+    side = IMAGES.get(name, 64)
+    return np.random.default_rng(0).normal(size=(batch, side, side + 1, 3))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_same_weights_same_outputs(name, dtype, tolerance, x64):
+    net, x = randomized(name).eval(), image(name)
+    model = models.create(name, num_classes=7, dtype=dtype, param_dtype=dtype)
+    state = {key: value.to(getattr(torch, dtype)) for key, value in net.state_dict().items() if value.ndim}
+    variables = weights.from_torch(state, model, x.shape[1:])
+    with torch.no_grad():
+        expected = net(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
+    got = jax.jit(model.apply)(variables, jnp.asarray(x, dtype))
+    assert got.dtype == jnp.dtype(dtype)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_there_and_back(name):
+    """What came from PyTorch goes back bit for bit, under the names that strict loading wants."""
+    net = randomized(name).float()
+    model = models.create(name, num_classes=7, conv="xla")
+    state = weights.to_torch(weights.from_torch(net.state_dict(), model, image(name).shape[1:]), model)
+    assert set(state) == set(net.state_dict())
+    for key, value in net.state_dict().items():
+        np.testing.assert_array_equal(state[key], value.numpy(), err_msg=key)
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_training_mode_and_every_gradient(name, x64):
+    """With the batch's statistics, in float64: logits, and the gradient of each parameter, to 1e-6."""
+    net, x = randomized(name).train(), image(name, batch=3)
+    model = models.create(name, num_classes=7, dtype="float64", param_dtype="float64")
+    variables = weights.from_torch(net.state_dict(), model, x.shape[1:])
+    weight = np.random.default_rng(1).normal(size=(3, 7))
+
+    def energy(params):
+        logits, _ = model.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+        return (logits * weight).sum(), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(energy, has_aux=True))(variables["params"])
+    expected = net(torch.tensor(x).permute(0, 3, 1, 2))
+    (expected * torch.tensor(weight)).sum().backward()
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=0, atol=1e-6 * expected.abs().max().item())
+    ours = weights.to_torch({"params": gradients}, model)
+    theirs = {key: value.grad.numpy() for key, value in net.named_parameters()}
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, rtol=0, atol=1e-6 * np.abs(value).max(), err_msg=key)
+
+
+def test_auxiliary_logits():
+    """Those of the side heads in training, dropout aside."""
+    name = "googlenet_torchvision"
+    net, x = randomized(name).float().train(), image(name).astype(np.float32)
+    model = models.create(name, num_classes=7, conv="xla", dropout=0.0, aux_dropout=0.0)
+    variables = weights.from_torch(net.state_dict(), model, x.shape[1:])
+    run = jax.jit(functools.partial(model.apply, train=True, mutable=["aux_logits", "batch_stats"]))
+    logits, changed = run(variables, x)
+    with torch.no_grad():
+        expected = net(torch.tensor(x).permute(0, 3, 1, 2))
+    for ours, theirs in zip(
+        (logits, *(changed["aux_logits"][k][0] for k in ("aux1", "aux2"))), (expected, *net.aux), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=2e-3 * theirs.abs().max().item())
+
+
+def test_what_does_not_fit_is_named():
+    model = models.create("resnet18", num_classes=7, conv="xla")
+    state = randomized("resnet18").state_dict()
+    state["layer9.weight"] = state.pop("fc.bias")
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    with pytest.raises(InputError) as caught:
+        weights.from_torch(state, model, (64, 64, 3))
+    assert str(caught.value) == (
+        "weights: they don't fit ResNet: missing: fc.bias; not of this network: layer9.weight; "
+        "of another shape: conv1.weight (64, 3, 3, 3) instead of (64, 3, 7, 7)"
+    )
+    with pytest.raises(InputError, match="model: received LeNet5; allowed: a network of the AlexNet"):
+        weights.from_torch(state, models.create("lenet5"), (32, 32, 1))
+
+
+class Trap:
+    """What a pickle that executes looks like."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("code in a file of weights was run",))
+
+
+def test_files(tmp_path):
+    """A state dict from either format; never code from a pickle; one line for what is none."""
+    state = randomized("resnet18").float().state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    read = weights.read_torch(tmp_path / "weights.pth")
+    assert set(read) == set(state)
+    np.testing.assert_array_equal(read["fc.weight"], state["fc.weight"].numpy())
+    loaded = models.load_torch(tmp_path / "weights.pth", "resnet18", num_classes=7)
+    np.testing.assert_array_equal(loaded["params"]["output"]["kernel"], state["fc.weight"].numpy().T)
+    torch.save({"weight": Trap()}, tmp_path / "trap.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name, says in {
+        "trap.pth": "cannot be read as weights alone",
+        "text.pth": "cannot be read as weights alone",
+        "list.pth": "holds no state dict",
+        "none.pth": "there is none",
+        "text.safetensors": "is no safetensors file",
+    }.items():
+        with pytest.raises(InputError, match=says) as caught:
+            weights.read_torch(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_safetensors_round_trip(tmp_path):
+    """Equal bit for bit, statistics and bfloat16 included."""
+    model = models.create("cifar_resnet20", stage_sizes=(1, 1, 1), param_dtype="bfloat16")
+    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    weights.save_safetensors(tmp_path / "it.safetensors", variables)
+    again = weights.load_safetensors(tmp_path / "it.safetensors")
+    assert jax.tree.structure(again) == jax.tree.structure(variables)
+    for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(again), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
