@@ -280,10 +280,15 @@ def _models(argv: list[str]) -> None:
     for name, justify in (("name", "left"), ("parameters", "right"), ("input", "right"), ("classes", "right")):
         table.add_column(name, justify=justify, no_wrap=True)
     table.add_column("what it is")
-    table.add_column("published by")
     for row in rows:
         shape = "×".join(map(str, row["input"]))
-        table.add_row(row["name"], f"{row['parameters']:,}", shape, str(row["classes"]), row["summary"], row["paper"])
+        table.add_row(
+            row["name"],
+            f"{row['parameters']:,}",
+            shape,
+            str(row["classes"]),
+            f"{row['summary']} ({row['paper']})" if row["paper"] else row["summary"],
+        )
     Console().print(table)
 
 
