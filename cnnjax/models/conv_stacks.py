@@ -23,9 +23,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import check_images, classify
+from cnnjax.models.layers import check_images, check_rate, classify, square_conv
 from cnnjax.ops import conv_general_dilated, max_pool
-from cnnjax.ops.errors import InputError
 
 
 class Stage(NamedTuple):
@@ -73,21 +72,19 @@ class ConvStack(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: received {self.dropout}; allowed: at least 0 and less than 1")
+        check_rate("dropout", self.dropout)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         check_images(x, smallest=math.prod(stage.pool for stage in self.stages))
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-        conv = functools.partial(nn.Conv, conv_general_dilated=self.conv, **init, **types)
+        conv = functools.partial(square_conv, conv=self.conv, **init, **types)
         number = itertools.count(1)
         for stage in self.stages:
-            window, pad, pool = (stage.window, stage.window), stage.window // 2, (stage.pool, stage.pool)
             for filters in stage.filters:
-                x = self.act(conv(filters, window, padding=((pad, pad), (pad, pad)), name=f"conv{next(number)}")(x))
-            x = self.pool(x, pool, pool)
+                x = self.act(conv(filters, stage.window, pad=stage.window // 2, name=f"conv{next(number)}")(x))
+            x = self.pool(x, (stage.pool,) * 2, (stage.pool,) * 2)
         x = x.reshape(x.shape[0], -1)
         for i, features in enumerate(self.dense, 1):
             x = self.act(nn.Dense(features, **init, **types, name=f"dense{i}")(x))

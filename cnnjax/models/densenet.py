@@ -27,7 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import BatchNorm, bind_norm, check_images, checkpointed, classify, square_conv
+from cnnjax.models.layers import BatchNorm, bind_norm, check_images, check_rate, checkpointed, classify, square_conv
 from cnnjax.ops import avg_pool, conv_general_dilated, max_pool
 from cnnjax.ops.errors import InputError, unknown
 
@@ -123,8 +123,7 @@ class DenseNet(nn.Module):
             raise unknown("stem", self.stem, ("imagenet", "cifar"))
         if not 0 < self.compression <= 1:
             raise InputError(f"compression: received {self.compression}; allowed: more than 0 and at most 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: received {self.dropout}; allowed: at least 0 and less than 1")
+        check_rate("dropout", self.dropout)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -168,27 +167,17 @@ densenet201 = functools.partial(_imagenet, block_sizes=(6, 12, 48, 32))
 
 def _cifar(depth: int, growth: int) -> Callable[..., DenseNet]:
     """DenseNet (L = depth, k = growth) for CIFAR: three blocks of (L - 4) / 3 layers."""
+    sizes = ((depth - 4) // 3,) * 3
     return functools.partial(
-        DenseNet,
-        block_sizes=((depth - 4) // 3,) * 3,
-        growth=growth,
-        stem="cifar",
-        stem_features=16,
-        bottleneck=False,
-        compression=1.0,
-        num_classes=10,
+        _cifar_bc(depth, growth), block_sizes=sizes, stem_features=16, bottleneck=False, compression=1
     )
 
 
 def _cifar_bc(depth: int, growth: int) -> Callable[..., DenseNet]:
     """DenseNet-BC for CIFAR: three blocks of (L - 4) / 6 layers of two convolutions, 2 k channels to begin with."""
+    sizes = ((depth - 4) // 6,) * 3
     return functools.partial(
-        DenseNet,
-        block_sizes=((depth - 4) // 6,) * 3,
-        growth=growth,
-        stem="cifar",
-        stem_features=2 * growth,
-        num_classes=10,
+        DenseNet, block_sizes=sizes, growth=growth, stem="cifar", stem_features=2 * growth, num_classes=10
     )
 
 

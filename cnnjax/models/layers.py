@@ -52,6 +52,12 @@ def as_logits(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def check_rate(name: str, rate: float) -> None:
+    """Refuse a part to drop in training that is not at least 0 and less than 1."""
+    if not 0 <= rate < 1:
+        raise InputError(f"{name}: received {rate}; allowed: at least 0 and less than 1")
+
+
 def square_conv(
     features: int,
     window: int,

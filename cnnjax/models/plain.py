@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import bind_norm, check_images, classify, square_conv
+from cnnjax.models.layers import bind_norm, check_images, check_rate, classify, square_conv
 from cnnjax.ops import adaptive_avg_pool, conv_general_dilated, local_response_norm, max_pool
-from cnnjax.ops.errors import InputError
 
 
 class Conv(NamedTuple):
@@ -93,8 +92,7 @@ class PlainNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: received {self.dropout}; allowed: at least 0 and less than 1")
+        check_rate("dropout", self.dropout)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

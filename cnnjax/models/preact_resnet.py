@@ -66,15 +66,12 @@ class PreActBlock(nn.Module):
     """`shortcut(x, features, stride, conv=, norm=)`, used where the shape changes."""
     drop: Callable[..., Any]
     """What is done to the branch before the sum."""
-    dropout: Callable[..., Any] = lambda y: y
-    """What is done between the convolutions, such as a `flax.linen.Dropout`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         active = self.act(self.norm(name="norm1")(x))
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(active)
-        y = self.dropout(self.act(self.last_norm(name="norm2")(y)))
-        y = self.conv(self.features, 3, 1, 1, name="conv2")(y)
+        y = self.conv(self.features, 3, 1, 1, name="conv2")(self.act(self.last_norm(name="norm2")(y)))
         if x.shape != y.shape:
             x = self.shortcut(active, self.features, self.stride, conv=self.conv, norm=self.norm)
         return x + self.drop(y)

@@ -36,6 +36,7 @@ from cnnjax.models.layers import (
     accepts,
     bind_norm,
     check_images,
+    check_rate,
     checkpointed,
     classify,
     drop_examples,
@@ -225,8 +226,7 @@ class ResNet(nn.Module):
             raise unknown("shortcut", self.shortcut, SHORTCUTS)
         if len(self.stage_sizes) != len(self.widths):
             raise InputError(f"widths: received {self.widths}; allowed: one for each of the stages {self.stage_sizes}")
-        if not 0 <= self.drop_path < 1:
-            raise InputError(f"drop_path: received {self.drop_path}; allowed: at least 0 and less than 1")
+        check_rate("drop_path", self.drop_path)
         if self.zero_init_residual and not accepts(self.norm, "scale_init"):
             raise InputError(f"zero_init_residual: received True; allowed: False, since {self.norm} has no scale")
 

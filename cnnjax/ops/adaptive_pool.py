@@ -8,6 +8,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from cnnjax.ops import sizes
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 
 
@@ -38,7 +39,7 @@ def adaptive_avg_pool(inputs: ArrayLike, output_space: Sequence[int]) -> Array:
             f"inputs must have {len(space)} spatial axes with elements, and then one of channels, for output_space "
             f"{space}: got shape {inputs.shape}"
         )
-    y = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+    y = inputs.astype(accumulator(inputs.dtype))
     for axis, m in zip(itertools.count(first), space, strict=False):
         n = y.shape[axis]
         if n != m:
