@@ -10,7 +10,7 @@ import pytest
 
 from cnnjax import models
 from cnnjax.models import resnet
-from cnnjax.models.layers import BatchNorm, bind_norm
+from cnnjax.models.layers import BatchNorm, bind_norm, drop_examples, square_conv
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles in a fraction of the default generator's time
 
@@ -196,8 +196,9 @@ def test_shortcut_a_subsamples_and_has_zeros_in_the_new_channels():
 def make_block(block, zero):
     norm = bind_norm(BatchNorm, train=True, dtype=None, param_dtype=jnp.float32)
     last = functools.partial(norm, scale_init=nn.initializers.zeros) if zero else norm
-    conv = functools.partial(resnet.convolution, conv=jax.lax.conv_general_dilated, dtype=None, param_dtype=jnp.float32)
-    return block(8, 1, conv=conv, norm=norm, last_norm=last, act=nn.relu, shortcut=resnet.project)
+    conv = functools.partial(square_conv, conv=jax.lax.conv_general_dilated)
+    drop = drop_examples(0.0, train=True)
+    return block(8, 1, conv=conv, norm=norm, last_norm=last, act=nn.relu, shortcut=resnet.project, drop=drop)
 
 
 @pytest.mark.parametrize(("block", "channels"), [(resnet.BasicBlock, 8), (resnet.BottleneckBlock, 32)])
@@ -250,8 +251,7 @@ def test_other_norms_keep_no_statistics_and_train_as_they_evaluate(norm, draw):
 
 def test_explicit_padding_is_not_same_padding_on_an_even_input():
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
-    bound = {"conv": jax.lax.conv_general_dilated, "dtype": None, "param_dtype": jnp.float32}
-    ours = resnet.convolution(4, 3, 2, 1, name=None, **bound)
+    ours = square_conv(4, 3, 2, 1, conv=jax.lax.conv_general_dilated)
     same = ours.clone(padding="SAME")
     variables = ours.init(jax.random.key(1), x)
     assert ours.apply(variables, x).shape == same.apply(variables, x).shape
