@@ -7,7 +7,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help quickstart test test-slow equivalence lint format types benchmark notebooks clean
+.PHONY: help quickstart test test-slow equivalence lint format types benchmark drawings notebooks clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 benchmark: $(VENV)/.installed                   ## LeNet-5's training step against the same network in plain Flax
 	$(BIN)/python benchmarks/lenet5.py
+
+drawings: $(VENV)/.installed                    ## the drawings of networks in the docs
+	for name in lenet5 googlenet resnet50 densenet121; do \
+	  $(BIN)/cnnjax summary $$name --svg docs/images/$$name.svg >/dev/null || exit; done
 
 notebooks: $(VENV)/.installed-$(EXTRAS)         ## write the notebooks from their paired scripts, and run them
 	$(BIN)/jupytext --to notebook notebooks/*.py

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
+from cnnjax.training.config import FIELDS
 from cnnjax.training.launch import docstring, exit_status, parse
 
 HELP = """cnnjax: published convolutional networks in JAX and Flax.
@@ -21,7 +22,8 @@ usage: cnnjax COMMAND [arguments]      (cnnjax COMMAND --help teaches each)
   run NAME|FILE [options]   launch an experiment, or resume or show the one in its folder
   evaluate RUN              accuracy of a run's parameters on its test images, or on other data
   predict RUN IMAGE...      what a run says about image files: top classes with percentages
-  models                    the networks there are, and how many parameters each has
+  models                    the networks there are: parameters, multiply-adds, who published them with what
+  summary NAME|FILE         a network layer by layer, as a table, JSON or a drawing
   data                      the data sets there are; look at one; prepare one for TFDS
 
 start here: cnnjax run quickstart
@@ -265,7 +267,10 @@ class _Models:
 
 def _models(argv: list[str]) -> None:
     chosen = parse(
-        _Models, argv, program="cnnjax models", description="The networks, and how many parameters each has."
+        _Models,
+        argv,
+        program="cnnjax models",
+        description="The networks: parameters, multiply-adds of one image, who published each, and with what.",
     )
     from cnnjax import models
 
@@ -273,23 +278,148 @@ def _models(argv: list[str]) -> None:
     if chosen.json:
         print(json.dumps(rows))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    for name, justify in (("name", "left"), ("parameters", "right"), ("input", "right"), ("classes", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)
+    for name in ("name", "parameters", "multiply-adds", "input", "classes"):
+        table.add_column(name, justify="left" if name == "name" else "right", no_wrap=True)
     table.add_column("what it is")
+    table.add_column("published with")
     for row in rows:
-        shape = "×".join(map(str, row["input"]))
+        source = ", ".join(str(row[key]) for key in ("authors", "year") if row[key])
         table.add_row(
             row["name"],
             f"{row['parameters']:,}",
-            shape,
+            _short(row["multiply_adds"]),
+            "×".join(map(str, row["input"])),
             str(row["classes"]),
-            f"{row['summary']} ({row['paper']})" if row["paper"] else row["summary"],
+            f"{row['summary']} ({source})" if source else row["summary"],
+            row["published"],
         )
-    Console().print(table)
+    _print_table(table)
+
+
+def _short(number: int | None) -> str:
+    """1,814,073,344 as 1.81 G."""
+    if number is None:
+        return ""
+    for unit, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {prefix}"
+    return str(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Summary:
+    network: tyro.conf.Positional[str]
+    """A name that `cnnjax models` lists, or an experiment's file, for the network in its CONFIG."""
+    input: str | None = None
+    """Height, width and channels of the image: 224,224,3. By default what the network was made for."""
+    fields: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict)
+    """Fields of the network, changed: norm=group conv=winograd num_classes=10 ..."""
+    depth: int | None = None
+    """Show the modules at this depth as a line each: 1 for the parts that the network names itself."""
+    json: bool = False
+    """Print JSON."""
+    svg: pathlib.Path | None = None
+    """A file to draw the architecture into."""
+
+
+def _summary(argv: list[str]) -> None:
+    chosen = parse(
+        _Summary,
+        argv,
+        program="cnnjax summary",
+        description="A network layer by layer: shapes, windows, parameters, multiply-adds, receptive fields, memory.\n"
+        "\nThe model is traced at the size you ask for; nothing is allocated. What a layer sees is the receptive field "
+        "of one of its outputs, padding included, in pixels; its memory is that of its outputs, for one image.",
+    )
+    from cnnjax import models
+    from cnnjax.analysis import drawing, summary
+
+    name, fields = chosen.network, chosen.fields
+    if name.endswith(".py") or "/" in name:
+        config = getattr(load_experiment(name), "CONFIG", None)
+        if config is None:
+            raise InputError(f"network: {name} has no CONFIG, which names an experiment's network")
+        name, fields = config.model.name, {**config.model.fields, **fields}
+    if chosen.depth is not None and chosen.depth < 1:
+        raise InputError(f"--depth: received {chosen.depth}; allowed: 1 or more")
+    image = models.describe(name)["input"] if chosen.input is None else _image_size(chosen.input)
+    found = summary.summarize(models.create(name, **fields), image, name=name)
+    if chosen.svg is not None:
+        try:
+            chosen.svg.write_text(drawing.svg(found))
+        except OSError as error:
+            raise InputError(f"--svg: {chosen.svg} cannot be written: {error.strerror}") from None
+    if chosen.depth is not None:
+        found = found.at_depth(chosen.depth)
+    if chosen.json:
+        print(json.dumps(summary.as_json(found)))
+        return
+    _print_summary(found)
+    if chosen.svg is not None:
+        print(f"drawn in {chosen.svg}")
+
+
+def _image_size(words: str) -> tuple[int, ...]:
+    """224,224,3 or 224x224x3 as numbers."""
+    try:
+        return tuple(int(word) for word in words.replace("x", ",").replace("×", ",").split(","))
+    except ValueError:
+        raise InputError(f"--input: received {words!r}; allowed: HEIGHT,WIDTH,CHANNELS, such as 224,224,3") from None
+
+
+def _print_summary(found: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    size = lambda numbers: "×".join(map(str, numbers))
+    seen = lambda layer: "" if not layer.receptive_field else "all" if layer.whole else size(layer.receptive_field)
+    table = Table(title=f"{found.model}, image {size(found.input)}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("layer", "kind", "output", "window", "parameters", "multiply-adds", "sees", "memory", "by"):
+        words = name in ("layer", "kind", "by")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for layer in found.layers:
+        window = size(layer.window)
+        if layer.window and max(layer.strides) > 1:
+            window += f" /{layer.strides[0]}" if len(set(layer.strides)) == 1 else f" /{size(layer.strides)}"
+        if layer.groups > 1:
+            window += f" in {layer.groups}"
+        table.add_row(
+            layer.name,
+            layer.kind,
+            size(layer.output),
+            window,
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+            seen(layer),
+            _bytes(layer.memory),
+            layer.implementation,
+        )
+    table.add_section()
+    field = "" if found.receptive_field is None else size(found.receptive_field)
+    table.add_row(
+        "total", "", "", "", f"{found.parameters:,}", f"{found.multiply_adds:,}", field, _bytes(found.memory), ""
+    )
+    _print_table(table)
+
+
+def _print_table(table: Any) -> None:
+    """A table as wide as the terminal; in a file or a pipe, as wide as it needs."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _bytes(number: int) -> str:
+    """32,376 as 31.6 KiB."""
+    if number == 0:
+        return ""
+    for unit, prefix in ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki")):
+        if number >= unit:
+            return f"{number / unit:.3g} {prefix}B"
+    return f"{number} B"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +473,14 @@ def _data(argv: list[str]) -> None:
         print(f"  picture    {chosen.picture}")
 
 
-COMMANDS = {"run": _run, "evaluate": _evaluate, "predict": _predict, "models": _models, "data": _data}
+COMMANDS = {
+    "run": _run,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "models": _models,
+    "summary": _summary,
+    "data": _data,
+}
 
 if __name__ == "__main__":
     main()

@@ -59,6 +59,17 @@ CASES = [
     Case("no such activation", RUN + " --model.fields act=rellu", ("activation", "'rellu'", "did you mean 'relu'")),
     Case("no such loss", RUN + " --train.loss cross_entrop", ("loss", "'cross_entrop'", "mean 'cross_entropy'")),
     Case("no such option", RUN + " --train.stepz 4", ("--train.stepz", "did you mean --train.steps")),
+    # ---- networks to look at
+    Case("no such network", "summary resnet55", ("model", "'resnet55'", "did you mean 'resnet50'")),
+    Case("a network's field that is not", "summary vgg11 --fields pol=avg", ("field of vgg11", "'pol'", "mean 'pool'")),
+    Case("a size that is none", "summary resnet18 --input big", ("--input", "'big'", "HEIGHT,WIDTH,CHANNELS")),
+    Case("a size without channels", "summary resnet18 --input 32,32", ("input", "(32, 32)", "positive integers")),
+    Case("a size of nothing", "summary resnet18 --input 0,32,3", ("input", "(0, 32, 3)", "positive integers")),
+    Case("a size too small", "summary vgg11 --input 31,31,3", ("31x31", "32x32 or larger")),
+    Case("no depth", "summary vgg11 --depth 0", ("--depth", "received 0", "1 or more")),
+    Case("a drawing that can't be written", "summary lenet5 --svg {nowhere}/a.svg", ("--svg", "{nowhere}", "written")),
+    Case("no such implementation", "summary lenet5 --fields conv=winograd:xl", ("'xl'", "did you mean 'xla'")),
+    Case("an implementation that can't", "summary resnet18 --fields conv=winograd", ("'winograd'", "strides", "xla")),
     # ---- numbers
     Case("no steps", RUN + " --train.steps 0", ("train.steps", "received 0", "above 0")),
     Case("negative steps", RUN + " --train.steps -5", ("train.steps", "received -5", "above 0")),

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from cnnjax.ops.errors import InputError
 from cnnjax.training import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SUBCOMMANDS = ["run", "evaluate", "predict", "models", "data"]
+SUBCOMMANDS = ["run", "evaluate", "predict", "models", "summary", "data"]
 
 
 def command(*argv: object) -> int:
@@ -286,9 +287,39 @@ def test_models_lists_every_network(output):
     assert sorted(rows) == list(models.names())
     assert rows["lenet5"]["parameters"] == 60_000
     assert rows["lenet5_modern"]["parameters"] == 61_706
+    resnet = rows["resnet50_v1"]
+    assert (resnet["authors"], resnet["year"]) == ("He et al.", 2015)
+    assert resnet["published"] == "ImageNet, 24.7 % top-1 error"
+    assert rows["resnet50"]["multiply_adds"] == 4_089_184_256
     text = output("models")
     for name, row in rows.items():
         assert any(name in line and f"{row['parameters']:,}" in line for line in text.splitlines())
+
+
+def test_summary(output, tmp_path):
+    text = output("summary", "lenet5", "--svg", tmp_path / "lenet5.svg")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    assert ["C3", "PartialConv", "10×10×16", "5×5", "1,516", "240,000", "14×14", "6.25 KiB", "auto"] in lines
+    assert ["S2", "Subsample", "14×14×6", "2×2 /2", "12", "6×6", "4.59 KiB"] in lines
+    assert ["total", "60,000", "415,680", "16×16", "31.6 KiB"] in lines
+    assert (tmp_path / "lenet5.svg").read_text().startswith("<svg ")
+    rows = json.loads(output("summary", "resnet18", "--input", "64x48x3", "--depth", 1, "--json"))
+    assert rows["input"] == [64, 48, 3]
+    assert rows["parameters"] == 11_689_512
+    assert next(row for row in rows["layers"] if row["name"] == "stage4_block2")["output"] == [2, 2, 512]
+
+
+def test_summary_of_an_experiments_network(output, tmp_path):
+    """A file's own network, with the fields that its CONFIG has and those of the command line."""
+    (tmp_path / "mine.py").write_text(
+        "from cnnjax.training import Config, Data, Model, Optimizer, Train, launch\n"
+        "NETWORK = Model('cifar_resnet20', {'norm': 'group'})\n"
+        "CONFIG = Config(NETWORK, Data('digits'), Optimizer('adam', 1e-3), Train())\n"
+        "def main(argv=None): return launch(CONFIG, __file__, argv)\n"
+    )
+    rows = json.loads(output("summary", tmp_path / "mine.py", "--fields", "num_classes=3", "--json"))
+    assert {row["kind"] for row in rows["layers"]} == {"Conv", "GroupNorm", "add", "global average", "Dense"}
+    assert rows["layers"][-1]["output"] == [3]
 
 
 def test_data_list(output):

@@ -1,5 +1,5 @@
 """What a network is and sees."""
 
-from cnnjax.analysis import pictures
+from cnnjax.analysis import drawing, pictures, reach, summary
 
-__all__ = ["pictures"]
+__all__ = ["drawing", "pictures", "reach", "summary"]

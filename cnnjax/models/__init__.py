@@ -14,7 +14,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,6 +36,11 @@ from cnnjax.models import (
     wide_resnet,
     zfnet,
 )
+from cnnjax.models.about import ABOUT, About
+from cnnjax.models.intermediates import features as features
+from cnnjax.models.weights import load_safetensors as load_safetensors
+from cnnjax.models.weights import save_safetensors as save_safetensors
+from cnnjax.models.weights import to_torch as to_torch
 from cnnjax.ops import avg_pool, conv_implementation, max_pool
 from cnnjax.ops.errors import InputError, unknown
 
@@ -146,7 +151,8 @@ def create(name: str, **fields: Any) -> nn.Module:
     Args:
       name: one of `names()`.
       fields: fields of the model. For `act`, `pool`, `norm`, `conv` and the types a name will do: `act="relu"`,
-        `pool="max"`, `norm="group"`, `conv="im2col"`, `dtype="bfloat16"`.
+        `pool="max"`, `norm="group"`, `conv="im2col"`, `conv="winograd:xla"` (where Winograd can't, XLA's),
+        `dtype="bfloat16"`.
 
     Returns:
       A `flax.linen.Module`, without variables: `model.init(key, x)` makes them, `model.apply(variables, x)` uses them.
@@ -183,7 +189,7 @@ _NAMED: dict[str, tuple[str, Mapping[str, Any]]] = {
 def _by_name(field: str, value: Any, default: Any) -> Any:
     """The object that a string stands for in a field that takes objects; any other value as it is."""
     if field == "conv":
-        return value if callable(value) else conv_implementation(value)
+        return value if callable(value) else conv_implementation(*str(value).split(":", 1))
     if field not in _NAMED or (value is None and default is None):
         return value
     if field == "norm" and value == "none" and default is None:  # what is normalised there has biases already
@@ -196,116 +202,30 @@ def _by_name(field: str, value: Any, default: Any) -> Any:
     return value
 
 
-class About(NamedTuple):
-    """What is known of a model without building it."""
-
-    input: tuple[int, int, int]
-    """Height, width and channels of the images it was made for."""
-    parameters: int
-    """How many there are for these, which a test counts again."""
-    what: str
-    """What it is."""
-    paper: str = ""
-    """Who published it, and when."""
-
-
-_MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
-_LECUN, _KRIZHEVSKY = "LeCun et al. 1998", "Krizhevsky, Sutskever, Hinton 2012"
-_VGG, _HE, _HE_V2 = "Simonyan, Zisserman 2014", "He et al. 2015", "He et al. 2016"
-_SZEGEDY = "Szegedy et al. 2014"
-_XIE, _WIDE, _HUANG = "Xie et al. 2016", "Zagoruyko, Komodakis 2016", "Huang et al. 2016"
-
-ABOUT: dict[str, About] = {
-    "fully_connected": About(_MNIST, 266_610, "dense layers of 300 and 100, the baseline", _LECUN),
-    "locally_connected": About(_MNIST, 423_038, "LeNet-5 without shared weights, the other baseline", "LeCun 1989"),
-    "lenet5": About((32, 32, 1), 60_000, "LeNet-5 as published", _LECUN),
-    "lenet5_modern": About(_MNIST, 61_706, "LeNet-5 as usually built today", _LECUN),
-    "cs231n_cifar10": About(_CIFAR, 6_440, "(conv-relu-conv-relu-pool) x 3, the lectures' first network", "CS231n"),
-    "convnetjs_cifar10": About(_CIFAR, 22_466, "ConvNetJS's demonstration on CIFAR-10", "Karpathy"),
-    "convnetjs_mnist": About((24, 24, 1), 5_994, "ConvNetJS's demonstration on MNIST", "Karpathy"),
-    "geron_fashion": About(_MNIST, 1_413_834, "Géron's network for Fashion-MNIST", "Géron 2019"),
-    "alexnet": About((227, 227, 3), 60_965_224, "AlexNet, in two groups", _KRIZHEVSKY),
-    "alexnet_ungrouped": About((227, 227, 3), 62_378_344, "AlexNet without groups", _KRIZHEVSKY),
-    "alexnet_torchvision": About(_IMAGENET, 61_100_840, "torchvision's AlexNet", "Krizhevsky 2014"),
-    "zfnet": About(_IMAGENET, 62_357_608, "ZFNet: AlexNet with smaller first windows", "Zeiler, Fergus 2013"),
-    "vgg11": About(_IMAGENET, 132_863_336, "VGG, configuration A", _VGG),
-    "vgg13": About(_IMAGENET, 133_047_848, "VGG, configuration B", _VGG),
-    "vgg16": About(_IMAGENET, 138_357_544, "VGG, configuration D", _VGG),
-    "vgg16c": About(_IMAGENET, 133_638_952, "VGG, configuration C, with 1x1 convolutions", _VGG),
-    "vgg19": About(_IMAGENET, 143_667_240, "VGG, configuration E", _VGG),
-    "vgg11_bn": About(_IMAGENET, 132_868_840, "VGG A with batch norm", _VGG),
-    "vgg13_bn": About(_IMAGENET, 133_053_736, "VGG B with batch norm", _VGG),
-    "vgg16_bn": About(_IMAGENET, 138_365_992, "VGG D with batch norm", _VGG),
-    "vgg16c_bn": About(_IMAGENET, 133_647_400, "VGG C with batch norm", _VGG),
-    "vgg19_bn": About(_IMAGENET, 143_678_248, "VGG E with batch norm", _VGG),
-    "googlenet": About(_IMAGENET, 13_378_280, "GoogLeNet with its auxiliary heads", _SZEGEDY),
-    "googlenet_torchvision": About(
-        _IMAGENET, 13_004_888, "torchvision's GoogLeNet, with batch norm", "Szegedy et al. 2014"
-    ),
-    "resnet18": About(_IMAGENET, 11_689_512, "ResNet-18", _HE),
-    "resnet34": About(_IMAGENET, 21_797_672, "ResNet-34", _HE),
-    "resnet50": About(_IMAGENET, 25_557_032, "ResNet-50, the stride in the 3x3 convolution (v1.5)", _HE),
-    "resnet101": About(_IMAGENET, 44_549_160, "ResNet-101 (v1.5)", _HE),
-    "resnet152": About(_IMAGENET, 60_192_808, "ResNet-152 (v1.5)", _HE),
-    "resnet200": About(_IMAGENET, 64_673_832, "ResNet-200 (v1.5)", _HE),
-    "resnet50_v1": About(_IMAGENET, 25_557_032, "ResNet-50 as published, the stride in the first 1x1 convolution", _HE),
-    "resnet101_v1": About(_IMAGENET, 44_549_160, "ResNet-101 as published", _HE),
-    "resnet152_v1": About(_IMAGENET, 60_192_808, "ResNet-152 as published", _HE),
-    "resnet18_v2": About(_IMAGENET, 11_687_720, "ResNet-18, norm and activation first", _HE_V2),
-    "resnet34_v2": About(_IMAGENET, 21_795_880, "ResNet-34, norm and activation first", _HE_V2),
-    "resnet50_v2": About(_IMAGENET, 25_549_352, "ResNet-50, norm and activation first", _HE_V2),
-    "resnet101_v2": About(_IMAGENET, 44_541_480, "ResNet-101, norm and activation first", _HE_V2),
-    "resnet152_v2": About(_IMAGENET, 60_185_128, "ResNet-152, norm and activation first", _HE_V2),
-    "resnext50_32x4d": About(_IMAGENET, 25_028_904, "ResNeXt-50, 32 groups of 4", _XIE),
-    "resnext101_32x8d": About(_IMAGENET, 88_791_336, "ResNeXt-101, 32 groups of 8", _XIE),
-    "wide_resnet50_2": About(_IMAGENET, 68_883_240, "ResNet-50, the 3x3 convolutions twice as wide", _WIDE),
-    "wide_resnet101_2": About(_IMAGENET, 126_886_696, "ResNet-101, the 3x3 convolutions twice as wide", _WIDE),
-    "cifar_resnet20": About(_CIFAR, 269_722, "ResNet-20 for CIFAR, shortcuts A", _HE),
-    "cifar_resnet32": About(_CIFAR, 464_154, "ResNet-32 for CIFAR, shortcuts A", _HE),
-    "cifar_resnet44": About(_CIFAR, 658_586, "ResNet-44 for CIFAR, shortcuts A", _HE),
-    "cifar_resnet56": About(_CIFAR, 853_018, "ResNet-56 for CIFAR, shortcuts A", _HE),
-    "cifar_resnet110": About(_CIFAR, 1_727_962, "ResNet-110 for CIFAR, shortcuts A", _HE),
-    "cifar_resnet1202": About(_CIFAR, 19_421_274, "ResNet-1202 for CIFAR, shortcuts A", _HE),
-    "cifar_preact_resnet110": About(_CIFAR, 1_730_522, "ResNet-110 for CIFAR, norm and activation first", _HE_V2),
-    "cifar_preact_resnet164": About(_CIFAR, 1_703_258, "ResNet-164 for CIFAR, norm and activation first", _HE_V2),
-    "cifar_preact_resnet1001": About(_CIFAR, 10_327_706, "ResNet-1001 for CIFAR, norm and activation first", _HE_V2),
-    "cifar_wide16_4": About(_CIFAR, 2_748_890, "WRN-16-4", _WIDE),
-    "cifar_wide16_8": About(_CIFAR, 10_961_370, "WRN-16-8", _WIDE),
-    "cifar_wide28_10": About(_CIFAR, 36_479_194, "WRN-28-10", _WIDE),
-    "cifar_wide40_2": About(_CIFAR, 2_243_546, "WRN-40-2", _WIDE),
-    "cifar_wide40_4": About(_CIFAR, 8_949_210, "WRN-40-4", _WIDE),
-    "densenet121": About(_IMAGENET, 7_978_856, "DenseNet-121", _HUANG),
-    "densenet161": About(_IMAGENET, 28_681_000, "DenseNet-161", _HUANG),
-    "densenet169": About(_IMAGENET, 14_149_480, "DenseNet-169", _HUANG),
-    "densenet201": About(_IMAGENET, 20_013_928, "DenseNet-201", _HUANG),
-    "cifar_densenet40_12": About(_CIFAR, 1_019_722, "DenseNet for CIFAR, L = 40, k = 12", _HUANG),
-    "cifar_densenet100_12": About(_CIFAR, 6_979_642, "DenseNet for CIFAR, L = 100, k = 12", _HUANG),
-    "cifar_densenet100_24": About(_CIFAR, 27_249_082, "DenseNet for CIFAR, L = 100, k = 24", _HUANG),
-    "cifar_densenet_bc100_12": About(_CIFAR, 769_162, "DenseNet-BC for CIFAR, L = 100, k = 12", _HUANG),
-    "cifar_densenet_bc250_24": About(_CIFAR, 15_324_406, "DenseNet-BC for CIFAR, L = 250, k = 24", _HUANG),
-    "cifar_densenet_bc190_40": About(_CIFAR, 25_624_430, "DenseNet-BC for CIFAR, L = 190, k = 40", _HUANG),
-}
-
-
 def describe(name: str) -> dict[str, Any]:
-    """What is known of a model: `name`, `parameters`, `input` [height, width, channels], `classes`, `summary`, `paper`.
+    """What is known of a model, for a listing.
 
-    Of a model without an entry in `ABOUT` (a user's own) the input is taken to be 32x32x1, and the parameters are
-    counted by abstract evaluation, which allocates nothing.
+    Returns:
+      `name`, `parameters`, `multiply_adds` (None if not known), `input` [height, width, channels], `classes`,
+      `summary`, `authors`, `year` and `published`. Of a model without an entry in `ABOUT` (a user's own) the input is
+      taken to be 32x32x1, and the parameters are counted by abstract evaluation, which allocates nothing.
     """
     model = create(name)
     about = ABOUT.get(name)
     if about is None:
         shape = (32, 32, 1)
         variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-        about = About(shape, count_parameters(variables), "")
+        about = About(shape, count_parameters(variables), None, "")
     return {
         "name": name,
         "parameters": about.parameters,
+        "multiply_adds": about.multiply_adds,
         "input": list(about.input),
         "classes": getattr(model, "num_classes", None),
         "summary": about.what,
-        "paper": about.paper,
+        "authors": about.authors,
+        "year": about.year,
+        "published": about.published,
     }
 
 

@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.models.layers import BatchNorm, bind_norm, check_images, check_rate, checkpointed, classify, square_conv
+from cnnjax.models.preact_resnet import convolution_stem
+from cnnjax.models.resnet import imagenet_stem
 from cnnjax.ops import avg_pool, conv_general_dilated, max_pool
 from cnnjax.ops.errors import InputError, unknown
 
@@ -80,6 +82,9 @@ class Transition(nn.Module):
         return self.pool(x, (2, 2), (2, 2))
 
 
+STEMS: dict[str, Callable[..., Any]] = {"imagenet": imagenet_stem, "cifar": convolution_stem}
+
+
 class DenseNet(nn.Module):
     """[batch, height, width, channels] -> [batch, num_classes]: stem, dense blocks, global average, dense layer.
 
@@ -90,8 +95,9 @@ class DenseNet(nn.Module):
     """How many layers each block has."""
     growth: int
     """k, the channels that each layer adds."""
-    stem: str
-    """"imagenet" (7x7 /2, norm, act, pooling) or "cifar" (3x3)."""
+    stem: str | Callable[..., Any]
+    """"imagenet" (7x7 /2, norm, act, pooling), "cifar" (3x3), or a function with the signature of
+    `cnnjax.models.resnet.imagenet_stem`."""
     stem_features: int
     """The channels of the stem."""
     bottleneck: bool = True
@@ -110,6 +116,8 @@ class DenseNet(nn.Module):
     """The function after norms."""
     pool: Callable[..., Any] = avg_pool
     """The transitions' pooling: a function with the signature of `flax.linen.avg_pool`."""
+    stem_pool: Callable[..., Any] = max_pool
+    """The ImageNet stem's pooling: a function with the signature of `flax.linen.max_pool`."""
     remat: bool = False
     """Whether layers are computed again for the gradients rather than kept: less memory, more time."""
     dtype: Any = None
@@ -119,8 +127,8 @@ class DenseNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.stem not in ("imagenet", "cifar"):
-            raise unknown("stem", self.stem, ("imagenet", "cifar"))
+        if not callable(self.stem) and self.stem not in STEMS:
+            raise unknown("stem", self.stem, STEMS)
         if not 0 < self.compression <= 1:
             raise InputError(f"compression: received {self.compression}; allowed: more than 0 and at most 1")
         check_rate("dropout", self.dropout)
@@ -143,11 +151,8 @@ class DenseNet(nn.Module):
             act=self.act,
             drop=drop,
         )
-        if self.stem == "imagenet":
-            x = self.act(norm(name="norm1")(conv(self.stem_features, 7, 2, 3, name="conv1")(x)))
-            x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        else:
-            x = conv(self.stem_features, 3, 1, 1, name="conv1")(x)
+        stem = STEMS[self.stem] if isinstance(self.stem, str) else self.stem
+        x = stem(x, self.stem_features, conv=conv, norm=norm, act=self.act, pool=self.stem_pool)
         for i, layers in enumerate(self.block_sizes, 1):
             for j in range(1, layers + 1):
                 x = layer(name=f"block{i}_layer{j}")(x)

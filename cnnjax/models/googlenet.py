@@ -21,7 +21,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import BatchNorm, as_logits, bind_norm, check_images, classify, square_conv
+from cnnjax.models.layers import (
+    BatchNorm,
+    as_logits,
+    bind_norm,
+    check_images,
+    check_rate,
+    checkpointed,
+    classify,
+    square_conv,
+)
 from cnnjax.ops import adaptive_avg_pool, avg_pool, conv_general_dilated, local_response_norm, max_pool
 
 
@@ -128,6 +137,15 @@ def _pool_over_border(pool: Callable[..., Any], x: jax.Array, window: int) -> ja
     return pool(x, (window, window), (2, 2), tuple((0, h) for h in high))
 
 
+def paper_stem(x: jax.Array, *, unit: Any, lrn: Any, pool: Any) -> jax.Array:
+    """Table 1 up to the first Inception module: [batch, h, w, c] -> [batch, h / 8, w / 8, 192]."""
+    x = unit(64, 7, stride=2, name="conv1")(x)
+    x = lrn(pool(x, 3))
+    x = unit(64, 1, name="conv2_reduce")(x)
+    x = lrn(unit(192, 3, name="conv2")(x))
+    return pool(x, 3)
+
+
 class GoogLeNet(nn.Module):
     """[batch, height, width, channels] -> [batch, num_classes]: table 1.
 
@@ -140,6 +158,8 @@ class GoogLeNet(nn.Module):
     """The number of logits; 0 for the pooled features."""
     aux: bool = True
     """Whether there are auxiliary heads."""
+    stem: Callable[..., Any] = paper_stem
+    """What comes before the Inception modules: a function with the signature of `paper_stem`."""
     widest: int = 5
     """The side of the windows in the widest branch."""
     last_pool: int = 3
@@ -160,6 +180,8 @@ class GoogLeNet(nn.Module):
     """The function after convolutions and hidden dense layers."""
     pool: Callable[..., Any] = max_pool
     """The pooling: a function with the signature of `flax.linen.max_pool`."""
+    remat: bool = False
+    """Whether Inception modules are computed again for the gradients rather than kept: less memory, more time."""
     kernel_init: Callable[..., Any] = nn.initializers.glorot_uniform()
     """The initializer of kernels; BVLC's. The paper gives none."""
     bias_init: Callable[..., Any] = nn.initializers.constant(0.2)
@@ -168,6 +190,11 @@ class GoogLeNet(nn.Module):
     """What to compute in; None for the wider of the input's type and the parameters'."""
     param_dtype: Any = jnp.float32
     """The type of the parameters."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_rate("dropout", self.dropout)
+        check_rate("aux_dropout", self.aux_dropout)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -185,9 +212,9 @@ class GoogLeNet(nn.Module):
         )
         norm = None if self.norm is None else bind_norm(self.norm, train=train, **types)
         unit = functools.partial(ConvUnit, conv=conv, norm=norm, act=self.act)
-        lrn = self.lrn or (lambda x: x)
         pool = functools.partial(_pool_over_border, self.pool)
-        inception = lambda name: Inception(INCEPTIONS[name], unit, self.pool, self.widest, name=f"inception{name}")
+        module = checkpointed(Inception) if self.remat else Inception
+        inception = lambda name: module(INCEPTIONS[name], unit, self.pool, self.widest, name=f"inception{name}")
 
         def sow_head(name: str, x: jax.Array) -> None:
             if heads:
@@ -198,11 +225,7 @@ class GoogLeNet(nn.Module):
                 head = AuxiliaryHead(unit, dense, self.act, averaged, dropout, classes, name=f"{name}_head")
                 self.sow("aux_logits", name, as_logits(head(x)))
 
-        x = unit(64, 7, stride=2, name="conv1")(x)
-        x = lrn(pool(x, 3))
-        x = unit(64, 1, name="conv2_reduce")(x)
-        x = lrn(unit(192, 3, name="conv2")(x))
-        x = pool(x, 3)
+        x = self.stem(x, unit=unit, lrn=self.lrn or (lambda x: x), pool=pool)
         x = inception("3a")(x)
         x = inception("3b")(x)
         x = pool(x, 3)

@@ -3,7 +3,7 @@
 AlexNet, ZFNet and VGG are such tables; their files have them.
 """
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,6 +85,8 @@ class PlainNet(nn.Module):
     """The initializer of the dense kernels."""
     dense_bias: float = 0.0
     """What the hidden dense layers' biases start at."""
+    remat: bool = False
+    """Whether each stage, up to its pooling, is computed again for the gradients rather than kept."""
     dtype: Any = None
     """What to compute in; None for the wider of the input's type and the parameters'."""
     param_dtype: Any = jnp.float32
@@ -99,28 +101,33 @@ class PlainNet(nn.Module):
         check_images(x, smallest=smallest_input(self.layers))
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = None if self.norm is None else bind_norm(self.norm, train=train, **types)
-        number = itertools.count(1)
-        for layer in self.layers:
-            match layer:
-                case Conv():
-                    i = next(number)
-                    x = square_conv(
-                        layer.features,
-                        layer.window,
-                        layer.stride,
-                        layer.pad,
-                        groups=layer.groups,
-                        conv=self.conv,
-                        kernel_init=self.kernel_init,
-                        bias_init=nn.initializers.constant(layer.bias),
-                        name=f"conv{i}",
-                        **types,
-                    )(x)
-                    x = self.act(x if norm is None else norm(name=f"norm{i}")(x))
-                case Pool():
-                    x = self.pool(x, (layer.window,) * 2, (layer.stride,) * 2, ((layer.pad,) * 2,) * 2)
-                case Lrn():
-                    x = self.lrn(x)
+
+        def compute(self, x: jax.Array, layers: Sequence[tuple[int, Layer]]) -> jax.Array:
+            for i, layer in layers:
+                match layer:
+                    case Conv():
+                        x = square_conv(
+                            layer.features,
+                            layer.window,
+                            layer.stride,
+                            layer.pad,
+                            groups=layer.groups,
+                            conv=self.conv,
+                            kernel_init=self.kernel_init,
+                            bias_init=nn.initializers.constant(layer.bias),
+                            name=f"conv{i}",
+                            **types,
+                        )(x)
+                        x = self.act(x if norm is None else norm(name=f"norm{i}")(x))
+                    case Pool():
+                        x = self.pool(x, (layer.window,) * 2, (layer.stride,) * 2, ((layer.pad,) * 2,) * 2)
+                    case Lrn():
+                        x = self.lrn(x)
+            return x
+
+        for stage in stages(self.layers):
+            part = functools.partial(compute, layers=stage)
+            x = (nn.remat(part) if self.remat else part)(self, x)
         x = adaptive_avg_pool(x, self.grid)
         x = x.reshape(x.shape[0], -1)
         init: dict[str, Any] = {"kernel_init": self.dense_init, "bias_init": nn.initializers.constant(self.dense_bias)}
@@ -130,6 +137,18 @@ class PlainNet(nn.Module):
             x = self.act(nn.Dense(features, **init, **types, name=f"dense{i}")(x))
             x = x if self.dropout_before else drop(i)(x)
         return classify(x, self.num_classes, kernel_init=self.dense_init, **types)
+
+
+def stages(layers: Sequence[Layer]) -> list[list[tuple[int, Layer]]]:
+    """The layers, each with the number of its convolution or of the last one before, up to a pooling each."""
+    parts: list[list[tuple[int, Layer]]] = [[]]
+    number = 0
+    for layer in layers:
+        number += isinstance(layer, Conv)
+        parts[-1].append((number, layer))
+        if isinstance(layer, Pool):
+            parts.append([])
+    return [part for part in parts if part]
 
 
 def smallest_input(layers: Sequence[Layer]) -> int:

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 from jax.typing import ArrayLike
 
-from cnnjax.ops import winograd
+from cnnjax.ops import primitives, winograd
 from cnnjax.ops.auto import conv_auto
 from cnnjax.ops.conv_spec import ConvSpec, conv_spec
 from cnnjax.ops.direct import conv_direct
@@ -149,6 +149,9 @@ def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec
     taps = tuple(rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:])
     refusal = _IMPLEMENTATIONS[name].refusal(taps, spec)
     if refusal is None:
+        if primitives.wanted():
+            with jax.named_scope(f"by_{name}"):
+                return conv_xla(lhs, rhs, spec)
         convolve = _IMPLEMENTATIONS[name].convolve
         # XLA's convolution has JAX's own rules.
         return convolve(lhs, rhs, spec) if name == "xla" else _in_explicit_mesh(convolve, lhs, rhs, spec)

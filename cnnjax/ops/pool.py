@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops import primitives
 from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import as_array
 from cnnjax.ops.pool_spec import PoolSpec, pool_spec
@@ -51,6 +52,8 @@ def max_pool(
     spec = pool_spec(inputs.shape, window_shape, strides, padding)
     if 0 in spec.output_space:
         return jnp.zeros((*inputs.shape[: spec.axes[0]], *spec.output_space, inputs.shape[-1]), inputs.dtype)
+    if primitives.wanted():
+        return _reduce_windows(inputs, spec, lowest(inputs.dtype), lax.max)
     if math.prod(spec.window) <= 4 and all(s >= k for s, k in zip(spec.strides, spec.window, strict=True)):
         return _max_of_blocks(inputs, spec)
     # The maximum over a window is the maximum over its rows of the maximum along each row, and the first maximum in
@@ -94,17 +97,19 @@ def _max_along(x: Array, axis: int, window: int, stride: int, outputs: int) -> A
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max_of(x: Array, axis: int) -> Array:
     """The maximum along an axis; its gradient goes to the first place of it, or to the last NaN."""
-    return x.max(axis)
+    # Not x.max(axis), which loses some NaNs on CPU (jaxlib 0.10.2).
+    return lax.reduce(x, lowest(x.dtype), _first_maximum, (axis,))
 
 
 @_max_of.defjvp
 def _(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    y = x.max(axis, keepdims=True)
+    y = _max_of(x, axis)
     place = lax.broadcasted_iota(jnp.int32, x.shape, axis) + jnp.zeros_like(x, jnp.int32)  # sharded as x is
     # The least of these is that of the first maximum, or, below zero, that of the last NaN.
-    key = jnp.where(jnp.isnan(x), -1 - place, jnp.where(x == y, place, x.shape[axis])).min(axis, keepdims=True)
-    return y.squeeze(axis), jnp.where(place == jnp.where(key < 0, -1 - key, key), dx, 0).sum(axis)
+    is_maximum = x == jnp.expand_dims(y, axis)
+    key = jnp.where(jnp.isnan(x), -1 - place, jnp.where(is_maximum, place, x.shape[axis])).min(axis, keepdims=True)
+    return y, jnp.where(place == jnp.where(key < 0, -1 - key, key), dx, 0).sum(axis)
 
 
 def _first_maximum(best: Array, candidate: Array) -> Array:
@@ -147,16 +152,15 @@ def avg_pool(
     result = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.inexact) else jnp.result_type(float)
     dtype = accumulator(result)
     counts = np.prod(spec.window) if count_include_pad else _elements_inside(inputs.shape, spec)
-    sums = _sum_windows(inputs.astype(dtype), spec)
+    sums = _reduce_windows(inputs.astype(dtype), spec, np.zeros((), dtype), lax.add)
     return (sums / jnp.asarray(counts, dtype)).astype(result)
 
 
-def _sum_windows(x: Array, spec: PoolSpec) -> Array:
-    """The sum of each window, zero where none of it is inside."""
+def _reduce_windows(x: Array, spec: PoolSpec, of_none: ArrayLike, combine: Callable[..., Array]) -> Array:
+    """What `combine` makes of each window; `of_none` where none of it is inside."""
     along = lambda values, other: [values[spec.axes.index(i)] if i in spec.axes else other for i in range(x.ndim)]
-    zero = np.zeros((), x.dtype)
     return lax.reduce_window(
-        x, zero, lax.add, along(spec.window, 1), along(spec.strides, 1), along(spec.padding, (0, 0))
+        x, of_none, combine, along(spec.window, 1), along(spec.strides, 1), along(spec.padding, (0, 0))
     )
 
 

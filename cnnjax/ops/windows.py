@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from cnnjax.ops.pool_spec import PoolSpec
 
@@ -35,17 +36,17 @@ def windows(x: Array, spec: PoolSpec) -> Array:
     return x.reshape(math.prod(spec.window), *x.shape[len(spec.axes) :])
 
 
-def lowest(dtype: np.dtype) -> Array:
+def lowest(dtype: np.dtype) -> np.ndarray:
     """What padding is to a maximum: no number of `dtype` is less."""
     if dtype == jnp.bool_:
-        return jnp.array(False)
+        return np.array(False)
     if not jnp.issubdtype(dtype, jnp.floating):
-        return jnp.array(jnp.iinfo(dtype).min, dtype)
+        return np.array(jnp.iinfo(dtype).min, dtype)
     infinite = np.array(-np.inf).astype(dtype)  # NaN in some formats of 8 bits
-    return jnp.array(jnp.finfo(dtype).min if np.isnan(infinite) else infinite, dtype)
+    return np.array(jnp.finfo(dtype).min if np.isnan(infinite) else infinite, dtype)
 
 
-def pad_to_windows(x: Array, spec: PoolSpec, value: Array) -> Array:
+def pad_to_windows(x: Array, spec: PoolSpec, value: ArrayLike) -> Array:
     """`x` with its padding of `value`, to the end of the last window, rounded up to a multiple of the stride.
 
     What no window sees is cropped. All axes at once, since on CPU each padding is a copy.

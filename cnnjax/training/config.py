@@ -33,13 +33,14 @@ def _parse_fields(words: list[str]) -> dict[str, Any]:
     return fields
 
 
-_FIELDS = tyro.constructors.PrimitiveConstructorSpec(
+FIELDS = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="NAME=VALUE ...",
     instance_from_str=_parse_fields,
     is_instance=lambda value: isinstance(value, dict),
     str_from_instance=lambda fields: [f"{name}={value}" for name, value in fields.items()],
 )
+"""How a command line gives the fields of a model: act=relu num_classes=7."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Model:
 
     name: str = "lenet5"
     """Its name; `cnnjax models` lists them."""
-    fields: Annotated[dict[str, Any], _FIELDS] = dataclasses.field(default_factory=dict)
+    fields: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict)
     """Its fields, changed for an ablation: act=relu norm=group num_classes=100 ..."""
 
 

@@ -125,6 +125,24 @@ def test_nan_propagates(at):
     assert 0 < jnp.isnan(expected).sum() < 9
 
 
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((4, 40, 1, 64), ((3, 3), (2, 2), ((1, 1), (1, 1)))),  # one window across
+        ((2, 28, 28, 64), ((7, 7), (7, 7))),
+        ((2, 28, 28, 64), ((3, 3), (3, 3))),
+        ((2, 30, 30, 64), ((3, 3), (2, 2))),
+        ((2, 30, 30, 64), ((2, 2), (2, 2))),
+    ],
+)
+def test_no_nan_is_lost_among_many_channels(shape, arguments):
+    """XLA's own maximum along an axis loses some where it is vectorized."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    x[rng.random(shape) < 0.01] = np.nan
+    np.testing.assert_array_equal(jax.jit(lambda x: max_pool(x, *arguments))(x), reference.max_pool(x, *arguments))
+
+
 # --- Derivatives ----------------------------------------------------------------------------------------------------
 
 

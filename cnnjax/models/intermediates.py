@@ -1,0 +1,55 @@
+"""What a network computes on the way, by the names of its parts, without changing it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict
+
+from cnnjax.ops.errors import unknown
+
+
+def features(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x: jax.Array,
+    names: Iterable[str] | None = None,
+    *,
+    train: bool = False,
+    rngs: Any = None,
+) -> dict[str, Any]:
+    """The outputs of parts of a network.
+
+    For instance `features(model, variables, images, ["stage2_block1", "stage2_block1/conv1"])`. Inside `jax.jit`
+    nothing is computed that these do not need.
+
+    Args:
+      model: any Flax module that maps x to something.
+      variables: those of `model`.
+      x: [batch, height, width, channels].
+      names: of parts, as they stand in the variables and in `cnnjax summary`, levels separated by "/". None for all.
+      train: what `model` is called with; what it changes then, such as batch statistics, is dropped.
+      rngs: keys for dropout and the like, which training needs.
+
+    Returns:
+      Each name with its output; with a list of outputs if the part was called several times.
+
+    Raises:
+      InputError: the network has no part of a name; the nearest is suggested.
+    """
+    _, collections = model.apply(
+        variables, x, train=train, rngs=rngs, capture_intermediates=True, mutable=["intermediates", *variables]
+    )
+    outputs = {
+        "/".join(path[:-1]): list(value) if len(value) > 1 else value[0]
+        for path, value in flatten_dict(collections["intermediates"]).items()
+        if path[-1] == "__call__" and len(path) > 1
+    }
+    if names is None:
+        return outputs
+    names = list(names)
+    for name in names:
+        if name not in outputs:
+            raise unknown("part of the network", name, outputs)
+    return {name: outputs[name] for name in names}
