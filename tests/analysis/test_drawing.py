@@ -3,8 +3,8 @@
 import xml.etree.ElementTree as ET
 
 import flax.linen as nn
+
 from cnnjax import models
-from cnnjax.analysis import drawing
 from cnnjax.analysis.drawing import Box, Frame, Parallel, Tangle, label, structure, svg
 from cnnjax.analysis.summary import MERGES, summarize
 

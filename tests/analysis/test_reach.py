@@ -229,7 +229,7 @@ def test_receptive_field_of_a_network(name, fields, part, long, thin, axis, draw
     ],
 )
 def test_support_of_the_inputs_gradient(name, fields, part, draw):
-    """The pixels that change one output are those of its receptive field (with XLA's convolution: Winograd's rounds)."""
+    """The pixels that change one output are those of its receptive field. (Not by Winograd, which rounds zeros.)"""
     model = models.create(name, conv="xla", **fields)
     about = models.ABOUT[name].input
     layer = next(layer for layer in summarize(model, about).at_depth(1).layers if layer.name == part)
