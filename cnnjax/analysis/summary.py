@@ -299,14 +299,14 @@ class _Reader:
             for axis, positions in enumerate(self._positions)
         ]
         outputs = [_Value(pair, sources) for pair in zip(*seen, strict=True)]
-        number = self._layer_of(eqn, operands, outputs, scopes)
+        number = self._layer_of(eqn, operands, scopes)
         if number is None:
             return outputs
         layer = self.layers[number]
         if not layer.inputs:
             self._before[number] = next(value.seen for value in operands if value.sources)
         layer.inputs = tuple(sorted({*layer.inputs, *sources} - {number}))
-        _measure(layer, eqn, operands, scopes)
+        _measure(layer, eqn, scopes)
         aval = eqn.outvars[0].aval
         layer.output, layer.memory = tuple(aval.shape[1:]), aval.size * aval.dtype.itemsize
         layer.seen = outputs[0].seen
@@ -317,7 +317,7 @@ class _Reader:
             layer.window, layer.strides = _window_by_reach(self._before[number], layer.seen)
         return [value._replace(sources=frozenset([number])) for value in outputs]
 
-    def _layer_of(self, eqn: Any, operands: list[_Value], outputs: list[_Value], scopes: Sequence[str]) -> int | None:
+    def _layer_of(self, eqn: Any, operands: list[_Value], scopes: Sequence[str]) -> int | None:
         """The number of the layer that an equation belongs to, which may be new; None if it is none's."""
         primitive = eqn.primitive.name
         if primitive == "name" and eqn.params["name"].startswith(_MARK):  # the end of a module
@@ -330,7 +330,7 @@ class _Reader:
         function = next((scope for scope in scopes if scope in _FUNCTIONS), None)
         if function is not None:
             return self._in_scope((call, function), _joined(path, _FUNCTIONS[function]), _FUNCTIONS[function], True)
-        kind = _kind(eqn, operands, outputs)
+        kind = _kind(eqn, operands)
         return None if kind is None else self._new(_joined(path, kind), kind)
 
     def _in_scope(self, scope: tuple[int | None, str], name: str, kind: str, last: bool = False) -> int:
@@ -349,7 +349,7 @@ def _joined(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
 
 
-def _kind(eqn: Any, operands: list[_Value], outputs: list[_Value]) -> str | None:
+def _kind(eqn: Any, operands: list[_Value]) -> str | None:
     """What an equation is that makes a layer by itself; None if it makes none."""
     primitive = eqn.primitive.name
     if primitive in _PRODUCTS:
@@ -357,15 +357,15 @@ def _kind(eqn: Any, operands: list[_Value], outputs: list[_Value]) -> str | None
     if primitive in _POOLS:
         return _POOLS[primitive] if any(n > 1 for n in eqn.params["window_dimensions"][1:-1]) else None
     if primitive in _GLOBAL:
-        before, after = operands[0].seen, outputs[0].seen
-        local = lambda seen: any(reached is not None and any(reached.step) for reached in seen)
-        return _GLOBAL[primitive] if local(before) and not local(after) else None
+        shape = eqn.invars[0].aval.shape
+        over_space = len(shape) == 4 and {1, 2} <= set(eqn.params["axes"]) and shape[1] * shape[2] > 1
+        return _GLOBAL[primitive] if over_space else None
     if primitive in _MERGES:
         return _MERGES[primitive] if len({value.sources for value in operands if value.sources}) > 1 else None
     return None
 
 
-def _measure(layer: Layer, eqn: Any, operands: list[_Value], scopes: Sequence[str]) -> None:
+def _measure(layer: Layer, eqn: Any, scopes: Sequence[str]) -> None:
     """Adds what an equation says of its layer: window, stride, multiply-adds, implementation."""
     primitive, params, output = eqn.primitive.name, eqn.params, eqn.outvars[0].aval.shape
     if primitive == "conv_general_dilated":
