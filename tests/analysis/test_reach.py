@@ -194,8 +194,11 @@ STRIPS = [
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("name", "fields", "part", "long", "thin"), STRIPS)
 def test_receptive_field_of_a_network(name, fields, part, long, thin, axis, draw):
-    """A NaN planted in a thin strip reaches exactly the outputs whose receptive field it is in."""
-    model = models.create(name, conv="xla", **fields)
+    """A NaN planted in a thin strip reaches exactly the outputs whose receptive field it is in.
+
+    (With tanh: on CPU, XLA's maximum, of which ReLU is made, loses NaNs where it is fused with pooling.)
+    """
+    model = models.create(name, conv="xla", act="tanh", **fields)
     strip = (long, thin, 3) if axis == 0 else (thin, long, 3)
     layer = next(layer for layer in summarize(model, strip).at_depth(1).layers if layer.name == part)
     outputs = layer.output[axis]
