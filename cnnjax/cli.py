@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
-from cnnjax.training.config import FIELDS
+from cnnjax.training.config import FIELDS, Config
 from cnnjax.training.launch import docstring, exit_status, parse
 
 HELP = """cnnjax: published convolutional networks in JAX and Flax.
@@ -340,13 +340,23 @@ def _summary(argv: list[str]) -> None:
     name, fields = chosen.network, chosen.fields
     if name.endswith(".py") or "/" in name:
         config = getattr(load_experiment(name), "CONFIG", None)
-        if config is None:
+        if not isinstance(config, Config):
             raise InputError(f"network: {name} has no CONFIG, which names an experiment's network")
         name, fields = config.model.name, {**config.model.fields, **fields}
     if chosen.depth is not None and chosen.depth < 1:
         raise InputError(f"--depth: received {chosen.depth}; allowed: 1 or more")
     image = models.describe(name)["input"] if chosen.input is None else _image_size(chosen.input)
-    found = summary.summarize(models.create(name, **fields), image, name=name)
+    model = models.create(name, **fields)
+    try:
+        found = summary.summarize(model, image, name=name)
+    except InputError:
+        raise
+    except Exception as error:  # of Flax or JAX, about what a field or the image makes of the network
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"network: {name} can't be traced with fields {fields} and an image of {'×'.join(map(str, image))}: "
+            f"{type(error).__name__}: {said}"
+        ) from None
     if chosen.svg is not None:
         try:
             chosen.svg.write_text(drawing.svg(found))
@@ -375,7 +385,7 @@ def _print_summary(found: Any) -> None:
     from rich.table import Table
 
     size = lambda numbers: "×".join(map(str, numbers))
-    seen = lambda layer: "" if not layer.receptive_field else "all" if layer.whole else size(layer.receptive_field)
+    seen = lambda it: "" if not it or not it.receptive_field else "all" if it.whole else size(it.receptive_field)
     table = Table(title=f"{found.model}, image {size(found.input)}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("layer", "kind", "output", "window", "parameters", "multiply-adds", "sees", "memory", "by"):
         words = name in ("layer", "kind", "by")
@@ -384,6 +394,8 @@ def _print_summary(found: Any) -> None:
         window = size(layer.window)
         if layer.window and max(layer.strides) > 1:
             window += f" /{layer.strides[0]}" if len(set(layer.strides)) == 1 else f" /{size(layer.strides)}"
+        if layer.window and layer.dilation and max(layer.dilation) > 1:
+            window += f" dilated {size(sorted(set(layer.dilation)))}"
         if layer.groups > 1:
             window += f" in {layer.groups}"
         table.add_row(
@@ -398,10 +410,8 @@ def _print_summary(found: Any) -> None:
             layer.implementation,
         )
     table.add_section()
-    field = "" if found.receptive_field is None else size(found.receptive_field)
-    table.add_row(
-        "total", "", "", "", f"{found.parameters:,}", f"{found.multiply_adds:,}", field, _bytes(found.memory), ""
-    )
+    totals = (f"{found.parameters:,}", f"{found.multiply_adds:,}", seen(found.local), _bytes(found.memory))
+    table.add_row("total", "", "", "", *totals, "")
     _print_table(table)
 
 

@@ -6,6 +6,7 @@ other are drawn once, with their number. Norms and activations belong to the con
 """
 
 import html
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,10 +24,12 @@ class Box(NamedTuple):
 
 
 class Tangle(NamedTuple):
-    """Layers that are neither one after another nor side by side, in the order of computation."""
+    """Layers that are neither one after another nor side by side."""
 
     numbers: tuple[int, ...]
-    """Which layers."""
+    """Which layers, in the order of computation."""
+    edges: tuple[tuple[int, int], ...]
+    """From which to which of them data flow; `BEFORE` and `AFTER` stand for the layers around."""
 
 
 class Parallel(NamedTuple):
@@ -47,7 +50,7 @@ class Frame(NamedTuple):
 Part = Box | Tangle | Parallel | Frame
 Series = tuple[Part, ...]
 
-IMAGE, RESULT = -1, -2
+IMAGE, RESULT, BEFORE, AFTER = -1, -2, -3, -4
 HIDDEN = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm", "RMSNorm", "Bias", "Dropout")
 """The kinds of layers that are not drawn."""
 
@@ -79,20 +82,21 @@ def _inputs(summary: Summary) -> dict[int, set[int]]:
 
 
 def _series(numbers: Sequence[int], inputs: Mapping[int, set[int]], first: int, last: int) -> Series:
-    """What lies between two layers, in the order of computation; what goes from one straight to the other aside."""
+    """What lies between two layers, in the order of computation."""
     position = {number: i for i, number in enumerate([first, *numbers, last])}
-    edges = [(u, v) for v in [*numbers, last] for u in inputs[v] if u in position and (u, v) != (first, last)]
-    reached, alone, edges_from = 0, [], {}
-    for u, v in edges:
-        edges_from.setdefault(u, []).append(v)
+    furthest = dict.fromkeys(position, 0)  # where the edges from a layer go
+    for number in [*numbers, last]:
+        for source in inputs[number] & position.keys():
+            furthest[source] = max(furthest[source], position[number])
     # A layer that no edge passes by is on every path: the order of computation goes with the edges.
-    for number in [first, *numbers]:
-        if number != first and reached <= position[number]:
+    reached, alone = furthest[first], []
+    for number in numbers:
+        if reached <= position[number]:
             alone.append(number)
-        reached = max([reached, *(position[v] for v in edges_from.get(number, []))])
+        reached = max(reached, furthest[number])
     parts: list[Part] = []
-    for a, b in zip([first, *alone], [*alone, last], strict=True):
-        between = list(numbers[max(0, position[a]) : position[b] - 1])
+    for a, b in itertools.pairwise([first, *alone, last]):
+        between = numbers[position[a] : position[b] - 1]
         if between:
             parts.append(_parallel(between, inputs, a, b))
         if b != last:
@@ -102,24 +106,26 @@ def _series(numbers: Sequence[int], inputs: Mapping[int, set[int]], first: int, 
 
 def _parallel(numbers: Sequence[int], inputs: Mapping[int, set[int]], first: int, last: int) -> Part:
     """Layers between two, none of which is on every path."""
-    branch = {number: number for number in numbers}  # each points to one that it hangs together with
-
-    def root(number: int) -> int:
-        while branch[number] != number:
-            number = branch[number]
-        return number
-
-    for v in numbers:
-        for u in inputs[v] & set(numbers):
-            branch[root(v)] = root(u)
-    together: dict[int, list[int]] = {}
-    for number in numbers:
-        together.setdefault(root(number), []).append(number)
     straight = first in inputs[last]
-    if len(together) == 1 and not straight:
-        return Tangle(tuple(numbers))
-    branches = [_series(members, inputs, first, last) for members in together.values()]
+    inputs = {**inputs, last: inputs[last] - {first}}
+    components = _components(numbers, inputs)
+    if len(components) == 1 and not straight:
+        names = {first: BEFORE, last: AFTER}
+        edges = [(u, v) for v in [*numbers, last] for u in sorted(inputs[v]) if u == first or u in numbers]
+        return Tangle(tuple(numbers), tuple((names.get(u, u), names.get(v, v)) for u, v in edges))
+    branches = [_series(members, inputs, first, last) for members in components]
     return Parallel((*branches, *([()] if straight else [])))
+
+
+def _components(numbers: Sequence[int], inputs: Mapping[int, set[int]]) -> list[list[int]]:
+    """The layers by which of them hang together, each in the order of computation."""
+    component = {number: {number} for number in numbers}
+    for number in numbers:
+        for source in inputs[number] & component.keys():
+            together = component[number] | component[source]
+            component |= dict.fromkeys(together, together)
+    found = {min(members): sorted(members) for members in component.values()}
+    return [found[least] for least in sorted(found)]
 
 
 def layers_of(part: Part | Series) -> Iterator[int]:
@@ -127,7 +133,7 @@ def layers_of(part: Part | Series) -> Iterator[int]:
     match part:
         case Box(number):
             yield number
-        case Tangle(numbers):
+        case Tangle(numbers, _):
             yield from numbers
         case Parallel(branches):
             for branch in branches:
@@ -175,9 +181,10 @@ def _form(part: Part | Series, summary: Summary) -> object:
     match part:
         case Box(number):
             return label(summary.layers[number])
-        case Tangle(numbers):
-            first = numbers[0]
-            return tuple((label(summary.layers[n]), *(i - first for i in summary.layers[n].inputs)) for n in numbers)
+        case Tangle(numbers, edges):
+            place = {number: i for i, number in enumerate(numbers)}
+            labels = [label(summary.layers[number]) for number in numbers]
+            return ("tangle", *labels, *((place.get(u, u), place.get(v, v)) for u, v in edges))
         case Parallel(branches):
             return ("parallel", *(_form(branch, summary) for branch in branches))
         case Frame(_, inside):
@@ -205,6 +212,8 @@ def label(layer: Layer) -> str:
     if layer.window and max(layer.strides) > 1:
         strides = set(layer.strides)
         words.append(f"/{strides.pop()}" if len(strides) == 1 else f"/{size(layer.strides)}")
+    if layer.window and layer.dilation and max(layer.dilation) > 1:
+        words.append(f"dilated {size(sorted(set(layer.dilation)))}")
     if layer.groups > 1:
         words.append(f"{layer.groups} groups")
     return ", ".join(words)
@@ -239,8 +248,8 @@ class _Canvas:
             case Box(number):
                 words = label(self.summary.layers[number])
                 return _MERGE if len(words) == 1 else _LETTER * len(words) + 18
-            case Tangle(numbers):
-                return max(self.width(Box(n)) for n in numbers) + 2 * _COLUMN * len(numbers)
+            case Tangle(numbers, edges):
+                return max(self.width(Box(n)) for n in numbers) + 2 * _COLUMN * len(edges)
             case Parallel(branches):
                 return sum(self.width(branch) for branch in branches) + _COLUMN * (len(branches) - 1)
             case Frame(_, inside):
@@ -252,8 +261,8 @@ class _Canvas:
         match part:
             case Box(number):
                 return _MERGE if self.summary.layers[number].kind in MERGES else _HEIGHT
-            case Tangle(numbers):
-                return sum(self.height(Box(n)) + _GAP for n in numbers) - _GAP
+            case Tangle(numbers, _):
+                return sum(self.height(Box(n)) + _GAP for n in numbers) + _GAP
             case Parallel(branches):
                 return max(self.height(branch) for branch in branches) + 2 * _FORK
             case Frame(_, inside):
@@ -266,8 +275,8 @@ class _Canvas:
         match part:
             case Box():
                 self._box(part, x, y)
-            case Tangle(numbers):
-                self._tangle(numbers, x, y)
+            case Tangle():
+                self._tangle(part, x, y)
             case Parallel(branches):
                 self._parallel(branches, x, y)
             case Frame(names, inside):
@@ -312,23 +321,27 @@ class _Canvas:
         self.draw(inside, x, y + _PAD)
         self.line(x, y + height - _PAD, x, y + height)
 
-    def _tangle(self, numbers: Sequence[int], x: float, y: float) -> None:
-        place, aside = {}, max(self.width(Box(n)) for n in numbers) / 2
-        for number in numbers:
+    def _tangle(self, tangle: Tangle, x: float, y: float) -> None:
+        """A column, with the edges that don't go to the next layer at its side."""
+        order = [BEFORE, *tangle.numbers, AFTER]
+        ends = {BEFORE: (y, y), AFTER: (y + self.height(tangle),) * 2}
+        for number in tangle.numbers:
+            y += _GAP
+            ends[number] = (y, y + self.height(Box(number)))
             self.draw(Box(number), x, y)
-            place[number] = (y, y + self.height(Box(number)))
-            y += self.height(Box(number)) + _GAP
-        for i, number in enumerate(numbers):
-            for other in self.summary.layers[number].inputs:
-                if i and other == numbers[i - 1]:
-                    self.line(x, place[other][1], x, place[number][0], arrow=True)
-                elif other in place:
-                    aside += _COLUMN / 2
-                    start, end = place[other][1] - 6, place[number][0] + 6
-                    self.lines.append(
-                        f'<path d="M{x:.1f},{start:.1f} C{x + 2 * aside:.1f},{start:.1f} {x + 2 * aside:.1f},{end:.1f} '
-                        f'{x:.1f},{end:.1f}" fill="none" stroke="#555555"/>'
-                    )
+            y = ends[number][1]
+        aside = max(self.width(Box(n)) for n in tangle.numbers) / 2
+        for u, v in tangle.edges:
+            start, end = ends[u][1], ends[v][0]
+            if order.index(v) == order.index(u) + 1:
+                self.line(x, start, x, end, arrow=v != AFTER)
+                continue
+            aside += _COLUMN
+            middle = aside * 4 / 3  # the curve comes as near as three quarters to what pulls it
+            self.lines.append(
+                f'<path d="M{x:.1f},{start:.1f} C{x + middle:.1f},{start:.1f} {x + middle:.1f},{end:.1f} '
+                f'{x:.1f},{end:.1f}" fill="none" stroke="#555555"/>'
+            )
 
     def line(self, x: float, y: float, to_x: float, to_y: float, arrow: bool = False) -> None:
         if to_y - y > 0.5:
@@ -381,10 +394,11 @@ def svg(summary: Summary) -> str:
                 canvas.text(f"× {len(part.names)}", edge, y + height / 2 + 22, style=bold)
         y += height + _GAP
     aside = [layer.name for layer in summary.layers if layer.kind == "training only"]
-    if aside:
+    note = f"Evaluated in training only, and not drawn: {', '.join(aside)}" if aside else ""
+    if note:
         y += 12
-        canvas.text(f"Evaluated in training only, and not drawn: {', '.join(aside)}", _MARGIN, y, style=_GREY)
-    width = max(edge + 110, _MARGIN * 2 + 7 * len(facts))
+        canvas.text(note, _MARGIN, y, style=_GREY)
+    width = max(edge + 110, _MARGIN * 2 + 7 * max(len(facts), len(note)), _MARGIN * 2 + 10 * len(summary.model))
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{y + 12:.0f}" '
         f'viewBox="0 0 {width:.0f} {y + 12:.0f}" font-family="Helvetica, Arial, sans-serif" font-size="{_FONT}">',

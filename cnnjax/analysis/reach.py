@@ -5,7 +5,7 @@ a.i + high. For a convolution of window k, stride s and left padding p along the
 coefficient is a s, low becomes low - a p, and high becomes high + a (k - 1 - p): the recurrence for receptive fields
 of A. Araujo, W. Norris, J. Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill, 2019, for every
 equation that a network is traced to, and with any way there from input to output. What an equation sees is never less
-than what it depends on; it is more, namely everything, where this form can't say it.
+than what it depends on; it is more where this form can't say it: the union of what neighbours see, or everything.
 """
 
 import itertools
@@ -29,8 +29,11 @@ class Reach(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many positions an element sees, those in the padding included."""
-        return math.floor(self.high) - math.ceil(self.low) + 1
+        """How many positions an element sees, those in the padding included: the most, where elements differ."""
+        # Behind a transposed convolution an element may be half a position from the next.
+        phases = math.lcm(*(step.denominator for step in self.step))
+        ends = ((self.low + Fraction(i, phases), self.high + Fraction(i, phases)) for i in range(phases))
+        return max(math.floor(high) - math.ceil(low) + 1 for low, high in ends)
 
     def interval(self, index: Sequence[int], positions: int) -> range:
         """The positions that an element sees, of an input with so many."""
@@ -131,7 +134,7 @@ def _alone(change: Callable[[dict, Reach, tuple[int, ...], tuple[int, ...]], Rea
 
     def rule(params: dict, operands: Operands, outs: list[tuple[int, ...]], positions: int) -> list[Seen] | None:
         (reach, shape), *rest = operands
-        if reach is None or any(seen is not None for seen, _ in rest):
+        if len(outs) > 1 or reach is None or any(seen is not None for seen, _ in rest):
             return None
         changed = change(params, reach, shape, outs[0])
         return [_tidy(outs[0], *changed)]
@@ -208,6 +211,8 @@ def _broadcast(params: dict, reach: Reach, shape: tuple[int, ...], out: tuple[in
 def _reshape(params: dict, reach: Reach, shape: tuple[int, ...], out: tuple[int, ...]) -> Reach:
     """Axes are split and merged within groups of the same number of elements."""
     step = [Fraction(0)] * len(out)
+    if 0 in shape:  # no element sees anything
+        return reach._replace(step=tuple(step))
     for before, after in _groups(shape, out):
         steps = [(shape[i], reach.step[i]) for i in before if shape[i] > 1]
         # In row-major order the next element is as far away as the last axis says, where the others agree.

@@ -1,26 +1,33 @@
 """What a network is, layer by layer: shapes, windows, parameters, multiply-adds, receptive fields, memory.
 
 The real model is traced for one image, which allocates nothing and takes any size, and its equations are read: every
-convolution, product and pooling counts, whoever wrote it. A multiply-add is one product with a weight and its addition;
-as in the papers, normalisation, pooling, activations and biases count none, and taps in the padding do.
+convolution, product and pooling counts, whoever wrote it, but for those inside a `while` loop or a branch of `cond`,
+which are layers that are not looked into. Arrays are taken to be [batch, height, width, channels].
+
+A multiply-add is one product of a convolution or a matrix product, and its addition; as in the papers, normalisation,
+pooling, activations and biases count none, and taps in the padding do. Products with constants (interpolation, shifts)
+count none.
 """
 
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from cnnjax.analysis import reach
 from cnnjax.analysis.reach import Seen
+from cnnjax.models.layers import accepts
 from cnnjax.ops.errors import InputError
-from cnnjax.ops.primitives import as_primitives
+from cnnjax.ops.primitives import BY, as_primitives
 
 
 @dataclasses.dataclass
@@ -40,6 +47,8 @@ class Layer:
     """The distance between neighbouring windows along each axis."""
     padding: tuple[tuple[int, int], ...] = ()
     """What is added before and after, along each axis."""
+    dilation: tuple[int, ...] = ()
+    """The distance between neighbouring taps of the kernel along each axis."""
     groups: int = 1
     """How many groups the channels are in."""
     parameters: int = 0
@@ -85,6 +94,8 @@ class Summary:
     """In the order of computation."""
     output: tuple[int, ...]
     """The numbers of the layers that the network's result comes from."""
+    seen: tuple[Seen, ...]
+    """What the result sees of the image's height and width."""
 
     @property
     def parameters(self) -> int:
@@ -106,32 +117,45 @@ class Summary:
 
         Parameters, multiply-adds and memory are added up; the rest is that of the module's last layer.
         """
-        modules: list[Layer] = []
+        parts: list[Layer] = []
         for layer in self.layers:
             *path, _ = layer.name.split("/")
             name = "/".join(path[:depth])
-            if len(path) >= depth and modules and modules[-1].name == name:
-                modules[-1] = _one(modules[-1], layer, name)
+            inside = len(path) >= depth
+            if inside and layer.kind in ASIDE:  # a parameter of the module's own
+                same = [i for i, part in enumerate(parts) if part.name == name]
             else:
-                modules.append(dataclasses.replace(layer, name=name) if len(path) >= depth else layer)
-        return dataclasses.replace(self, layers=tuple(dataclasses.replace(m, inputs=()) for m in modules), output=())
+                same = [len(parts) - 1] if inside and parts and parts[-1].name == name else []
+            if same:
+                parts[same[0]] = _one(parts[same[0]], layer, name)
+            else:
+                parts.append(dataclasses.replace(layer, name=name if inside else layer.name, inputs=()))
+        return dataclasses.replace(self, layers=tuple(parts), output=())
+
+    @property
+    def local(self) -> Layer | None:
+        """The last layer whose outputs stand for places: before global pooling and dense layers."""
+        return next(
+            (layer for layer in reversed(self.layers) if len(layer.output) == 3 and math.prod(layer.output[:2]) > 1),
+            None,
+        )
 
     @property
     def receptive_field(self) -> tuple[int, int] | None:
-        """That of the last layer whose outputs stand for places: before global pooling and dense layers."""
-        for layer in reversed(self.layers):
-            if any(seen is not None and any(seen.step) for seen in layer.seen):
-                return layer.receptive_field
-        return None
+        """That of the last layer whose outputs stand for places."""
+        return self.local.receptive_field if self.local else None
+
+
+ASIDE = ("parameters", "training only")
+"""The kinds of layers that are not computed: parameters of a module that has others inside, and of modules that an
+evaluation does not call."""
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
     """A summary in numbers, strings and lists: what `cnnjax summary --json` prints."""
-    names = [layer.name for layer in summary.layers]
     layers = []
     for layer in summary.layers:
         row = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.name != "seen"}
-        row["inputs"] = ["image" if number < 0 else names[number] for number in layer.inputs]
         layers.append({**row, "receptive_field": layer.receptive_field, "jump": layer.jump})
     totals = ("model", "input", "parameters", "multiply_adds", "memory", "receptive_field")
     return {**{name: getattr(summary, name) for name in totals}, "layers": layers}
@@ -139,6 +163,8 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 def _one(first: Layer, last: Layer, name: str) -> Layer:
     """Two layers of a module as one."""
+    if last.kind in ASIDE:
+        return dataclasses.replace(first, parameters=first.parameters + last.parameters)
     implementations = [it for it in dict.fromkeys((*first.implementation.split(", "), last.implementation)) if it]
     return Layer(
         name,
@@ -171,23 +197,32 @@ def summarize(model: nn.Module, image: Sequence[int], *, name: str = "") -> Summ
     x = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     calls: list[_Call] = []
-    with as_primitives():
-        variables = jax.eval_shape(model.init, rngs, x)
-        with nn.intercept_methods(functools.partial(_mark, calls)):
-            traced = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, x)
+    evaluated = {"train": False} if accepts(model.__call__, "train") else {}
+    apply = functools.partial(model.apply, rngs=rngs, **evaluated)
+    # Without jit a module is traced each time it is called, and a scan is unrolled.
+    with as_primitives(), jax.disable_jit():
+        variables = jax.eval_shape(functools.partial(model.init, **evaluated), rngs, x)
+        with nn.intercept_methods(functools.partial(_mark, calls, [])):
+            traced = jax.make_jaxpr(apply)(variables, x)
+    variables = nn.meta.unbox(variables)
     reader = _Reader(calls, (height, width))
-    unseen = [_Value()] * len(jax.tree.leaves(variables))
+    learnt = [_Value(learnt=True)] * len(jax.tree.leaves(variables))
     seen = tuple(reach.of_input(x.shape, axis) for axis in (1, 2))
-    outputs = reader.read(traced.jaxpr, [_Value()] * len(traced.consts), [*unseen, _Value(seen, frozenset([-1]))])
-    layers = reader.layers + _count(variables.get("params", {}), reader.layers, calls)
-    result = sorted(set().union(*(value.sources for value in outputs)))
-    return Summary(name or type(model).__name__, (height, width, channels), tuple(layers), tuple(result))
+    outputs = reader.read(traced.jaxpr, [_Value()] * len(traced.consts), [*learnt, _Value(seen, frozenset([-1]))])
+    layers = reader.layers + _count(variables.get("params", {}), reader.modules(), calls)
+    sources = sorted(frozenset().union(*(value.sources for value in outputs)))
+    sees = outputs[0].seen if outputs else (None, None)
+    return Summary(name or type(model).__name__, (height, width, channels), tuple(layers), tuple(sources), sees)
 
 
 def _checked(image: Sequence[int]) -> tuple[int, int, int]:
-    if len(image) != 3 or not all(isinstance(n, int) and n > 0 for n in image):
-        raise InputError(f"input: received {tuple(image)}; allowed: height, width and channels, positive integers")
-    height, width, channels = image
+    try:
+        height, width, channels = (operator.index(n) for n in image)
+    except (TypeError, ValueError):
+        height = width = channels = 0
+    if min(height, width, channels) < 1 or max(height, width, channels) >= 2**31:
+        received = tuple(image) if isinstance(image, Sequence) and not isinstance(image, str) else image
+        raise InputError(f"input: received {received}; allowed: height, width and channels, positive integers")
     return height, width, channels
 
 
@@ -197,7 +232,7 @@ _MARK = "cnnjax_call_"
 
 
 class _Call(NamedTuple):
-    """A module's `__call__` while the model was traced."""
+    """A module's method while the model was traced, called from outside of the module."""
 
     path: tuple[str, ...]
     """Where its variables are."""
@@ -207,17 +242,22 @@ class _Call(NamedTuple):
     """The number of the call it was made in."""
 
 
-def _mark(calls: list[_Call], call, args, kwargs, context):
-    """Puts what a module computes under a scope with the number of the call, and names its outputs so."""
-    if context.method_name != "__call__":
+def _mark(calls: list[_Call], within: list[int], call, args, kwargs, context):
+    """Puts what a module computes under a scope with the number of the call, and names its outputs so.
+
+    `within` are the numbers of the calls that are going on.
+    """
+    path = context.module.path
+    if context.method_name == "setup" or (within and calls[within[-1]].path == path):
         return call(*args, **kwargs)
-    module, number = context.module, len(calls)
-    calls.append(_Call(module.path, type(module).__name__, None))
-    with jax.named_scope(f"{_MARK}{number}"):
-        outputs = call(*args, **kwargs)
-    # The calls made meanwhile are its own, but for those that one of them made.
-    for i in range(number + 1, len(calls)):
-        calls[i] = calls[i]._replace(parent=number) if calls[i].parent is None else calls[i]
+    number = len(calls)
+    calls.append(_Call(path, type(context.module).__name__, within[-1] if within else None))
+    within.append(number)
+    try:
+        with jax.named_scope(f"{_MARK}{number}"):
+            outputs = call(*args, **kwargs)
+    finally:
+        within.pop()
     return jax.tree.map(lambda y: checkpoint_name(y, f"{_MARK}{number}") if isinstance(y, jax.Array) else y, outputs)
 
 
@@ -231,6 +271,13 @@ class _Value(NamedTuple):
     """What it sees of the image's height and width."""
     sources: frozenset[int] = frozenset()
     """The layers it comes from, with nothing between that is a layer itself; -1 for the image."""
+    learnt: bool = False
+    """Whether it comes from parameters or statistics."""
+
+    @property
+    def constant(self) -> bool:
+        """Whether it comes from neither the image nor the parameters."""
+        return not self.learnt and not self.sources
 
 
 # Primitives that are calls: the parameter with the function, to whose inputs theirs go one by one.
@@ -255,8 +302,9 @@ _GLOBAL = {"reduce_sum": "global average", "reduce_max": "global max"}
 _MERGES = {"add": "add", "add_any": "add", "mul": "multiply", "concatenate": "concatenate"}
 MERGES = {"add": "+", "multiply": "×", "concatenate": "concat"}
 """The kinds of layers that put others together, with what stands for each in a drawing."""
+_OPAQUE = {"while": "while loop", "cond": "branches", "scan": "loop"}
 # Functions of `cnnjax.ops` that are traced under a scope of their name.
-_FUNCTIONS = {"local_response_norm": "response norm", "adaptive_avg_pool": "adaptive average pool"}
+_FUNCTIONS = {"cnnjax_local_response_norm": "response norm", "cnnjax_adaptive_avg_pool": "adaptive average pool"}
 
 
 class _Reader:
@@ -267,7 +315,8 @@ class _Reader:
         self._calls = calls
         self._positions = positions
         parents = {call.parent for call in calls}
-        self._leaves = {i for i in range(len(calls)) if i not in parents}
+        # The network itself is no layer, even if it calls no module.
+        self._leaves = {i for i, call in enumerate(calls) if i not in parents and call.parent is not None}
         self._of_scope: dict[tuple[int | None, str], int] = {}  # the layer that a scope's equations belong to
         self._before: dict[int, tuple[Seen, ...]] = {}  # what a layer's first operand sees
 
@@ -292,13 +341,14 @@ class _Reader:
 
     def _equation(self, eqn: Any, operands: list[_Value], scopes: tuple[str, ...]) -> list[_Value]:
         sources = frozenset().union(*(value.sources for value in operands))
-        if not sources:
-            return [_Value()] * len(eqn.outvars)
+        learnt = any(value.learnt for value in operands)
+        if not sources or not eqn.outvars:
+            return [_Value(learnt=learnt)] * len(eqn.outvars)
         seen = [
             reach.through(eqn, [value.seen[axis] for value in operands], positions)
             for axis, positions in enumerate(self._positions)
         ]
-        outputs = [_Value(pair, sources) for pair in zip(*seen, strict=True)]
+        outputs = [_Value(pair, sources, learnt) for pair in zip(*seen, strict=True)]
         number = self._layer_of(eqn, operands, scopes)
         if number is None:
             return outputs
@@ -306,7 +356,8 @@ class _Reader:
         if not layer.inputs:
             self._before[number] = next(value.seen for value in operands if value.sources)
         layer.inputs = tuple(sorted({*layer.inputs, *sources} - {number}))
-        _measure(layer, eqn, scopes)
+        if not any(value.constant for value in operands[:2]) or eqn.primitive.name not in _PRODUCTS:
+            _measure(layer, eqn, scopes)
         aval = eqn.outvars[0].aval
         layer.output, layer.memory = tuple(aval.shape[1:]), aval.size * aval.dtype.itemsize
         layer.seen = outputs[0].seen
@@ -316,6 +367,14 @@ class _Reader:
         if eqn.primitive.name == "name" and not layer.window and not layer.multiply_adds:  # a module without a kernel
             layer.window, layer.strides = _window_by_reach(self._before[number], layer.seen)
         return [value._replace(sources=frozenset([number])) for value in outputs]
+
+    def modules(self) -> dict[str, Layer]:
+        """The layers that are modules, by their paths; of one that is called twice, the first."""
+        found: dict[str, Layer] = {}
+        for (call, function), number in self._of_scope.items():
+            if call is not None and not function:
+                found.setdefault("/".join(self._calls[call].path), self.layers[number])
+        return found
 
     def _layer_of(self, eqn: Any, operands: list[_Value], scopes: Sequence[str]) -> int | None:
         """The number of the layer that an equation belongs to, which may be new; None if it is none's."""
@@ -353,7 +412,9 @@ def _kind(eqn: Any, operands: list[_Value]) -> str | None:
     """What an equation is that makes a layer by itself; None if it makes none."""
     primitive = eqn.primitive.name
     if primitive in _PRODUCTS:
-        return _PRODUCTS[primitive]
+        return None if any(value.constant for value in operands[:2]) else _PRODUCTS[primitive]
+    if primitive in _OPAQUE:
+        return _OPAQUE[primitive]
     if primitive in _POOLS:
         return _POOLS[primitive] if any(n > 1 for n in eqn.params["window_dimensions"][1:-1]) else None
     if primitive in _GLOBAL:
@@ -371,11 +432,17 @@ def _measure(layer: Layer, eqn: Any, scopes: Sequence[str]) -> None:
     if primitive == "conv_general_dilated":
         kernel, numbers = eqn.invars[1].aval.shape, params["dimension_numbers"]
         window = tuple(kernel[i] for i in numbers.rhs_spec[2:])
-        layer.window, layer.strides, layer.padding = window, params["window_strides"], params["padding"]
-        layer.groups = max(params["feature_group_count"], params["batch_group_count"])
-        products = math.prod(output) * math.prod(window) * kernel[numbers.rhs_spec[1]]
-        layer.multiply_adds += products // math.prod(params["lhs_dilation"])  # zeros between elements count none
-        layer.implementation = next((s.removeprefix("by_") for s in reversed(scopes) if s.startswith("by_")), "")
+        another = bool(layer.multiply_adds)  # in the same module: then no window stands for all
+        layer.window, layer.strides, layer.padding, layer.dilation = (
+            ((), (), (), ())
+            if another
+            else (window, params["window_strides"], params["padding"], params["rhs_dilation"])
+        )
+        layer.groups = 1 if another else max(params["feature_group_count"], params["batch_group_count"])
+        features = output[numbers.out_spec[0]] * output[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
+        layer.multiply_adds += features * _meetings(eqn.invars[0].aval.shape, kernel, output, params)
+        by = (scope.removeprefix(BY) for scope in reversed(scopes) if scope.startswith(BY))
+        layer.implementation = next(by, "")
     elif primitive == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         layer.multiply_adds += math.prod(output) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
@@ -383,6 +450,26 @@ def _measure(layer: Layer, eqn: Any, scopes: Sequence[str]) -> None:
         spatial = slice(1, -1)
         layer.window, layer.strides = params["window_dimensions"][spatial], params["window_strides"][spatial]
         layer.padding = params["padding"][spatial]
+
+
+def _meetings(shape: Sequence[int], kernel: Sequence[int], output: Sequence[int], params: dict[str, Any]) -> int:
+    """How many pairs of a position of the input and a tap of the kernel make the positions of the output.
+
+    Taps in the padding count; those that meet the zeros that `lhs_dilation` puts between elements don't, nor then those
+    in the padding around them.
+    """
+    numbers, count = params["dimension_numbers"], 1
+    for i, axis in enumerate(numbers.out_spec[2:]):
+        taps, positions = kernel[numbers.rhs_spec[2 + i]], output[axis]
+        holes = params["lhs_dilation"][i]
+        if holes == 1:
+            count *= taps * positions
+            continue
+        starts = np.arange(positions) * params["window_strides"][i] - params["padding"][i][0]
+        met = starts[:, None] + np.arange(taps) * params["rhs_dilation"][i]
+        inside = (met >= 0) & (met <= (shape[numbers.lhs_spec[2 + i]] - 1) * holes)
+        count *= int((inside & (met % holes == 0)).sum())
+    return count
 
 
 def _window_by_reach(before: tuple[Seen, ...], after: tuple[Seen, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -393,24 +480,21 @@ def _window_by_reach(before: tuple[Seen, ...], after: tuple[Seen, ...]) -> tuple
             return (), ()
         if not new.step[axis]:
             return (), ()
-        window.append(int((new.high - new.low - old.high + old.low) / old.step[axis]) + 1)
-        strides.append(int(new.step[axis] / old.step[axis]))
+        window.append(int((new.high - new.low - old.high + old.low) / abs(old.step[axis])) + 1)
+        strides.append(int(abs(new.step[axis] / old.step[axis])))
     return (tuple(window), tuple(strides)) if max(*window, *strides) > 1 else ((), ())
 
 
-def _count(params: dict[str, Any], layers: list[Layer], calls: Sequence[_Call]) -> list[Layer]:
-    """Gives each layer its parameters; those that are no layer's make layers of their own, which are returned."""
-    by_name: dict[str, Layer] = {}
-    for layer in layers:
-        by_name.setdefault(layer.name, layer)  # a module that is called twice has its parameters once
+def _count(params: dict[str, Any], modules: dict[str, Layer], calls: Sequence[_Call]) -> list[Layer]:
+    """Gives each module its parameters; those that are no layer's make layers of their own, which are returned."""
     called = {call.path for call in calls}
     rest: dict[str, Layer] = {}
     for path, leaf in flatten_dict(params).items():
         names = ["/".join(path[:n]) for n in range(len(path) - 1, 0, -1)]
-        layer = next((by_name[name] for name in names if name in by_name), None)
+        layer = next((modules[name] for name in names if name in modules), None)
         if layer is None:
             own = path[:-1] in called  # by a module with others inside
             name = "/".join(path if own else path[:1])
             layer = rest.setdefault(name, Layer(name, "parameters" if own else "training only"))
-        layer.parameters += leaf.size
+        layer.parameters += sum(array.size for array in jax.tree.leaves(leaf))
     return list(rest.values())

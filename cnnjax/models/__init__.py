@@ -132,8 +132,7 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
 POOLS: dict[str, Callable[..., Any]] = {"avg": avg_pool, "max": max_pool}
 NORMS: dict[str, Callable[..., Any]] = {
     "batch": layers.BatchNorm,
-    # 16 channels a group, whatever the width: one of the settings of Wu and He, "Group Normalization", 2018, table 3.
-    "group": functools.partial(nn.GroupNorm, num_groups=None, group_size=16, epsilon=1e-5),
+    "group": layers.group_norm,
     "layer": functools.partial(nn.LayerNorm, epsilon=1e-5),
     "none": layers.Bias,
 }
@@ -173,7 +172,10 @@ def create(name: str, **fields: Any) -> nn.Module:
     classes = fields.get("num_classes", 1)
     if not isinstance(classes, int) or classes < 0:
         raise InputError(f"num_classes: received {classes!r}; allowed: an integer, 0 (for features) or more")
-    return MODELS[name](**fields)
+    try:
+        return MODELS[name](**fields)
+    except (TypeError, AttributeError) as error:  # a value of a type that the model can't check itself with
+        raise InputError(f"{name}: can't be made with {fields}: {error}") from error
 
 
 # What a string stands for in the fields that take objects.

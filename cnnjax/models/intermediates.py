@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.core.scope import DenyList
 from flax.traverse_util import flatten_dict
 
 from cnnjax.ops.errors import unknown
@@ -38,9 +39,8 @@ def features(
     Raises:
       InputError: the network has no part of a name; the nearest is suggested.
     """
-    _, collections = model.apply(
-        variables, x, train=train, rngs=rngs, capture_intermediates=True, mutable=["intermediates", *variables]
-    )
+    kept = DenyList("params")  # what training changes beside, such as statistics, is taken and dropped
+    _, collections = model.apply(variables, x, train=train, rngs=rngs, capture_intermediates=True, mutable=kept)
     outputs = {
         "/".join(path[:-1]): list(value) if len(value) > 1 else value[0]
         for path, value in flatten_dict(collections["intermediates"]).items()

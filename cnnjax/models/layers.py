@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,24 @@ def checkpointed(block: Callable[..., Any]) -> Callable[..., Any]:
 
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 """Batch normalisation with the momentum and epsilon of the ResNet papers' code."""
+
+
+def group_norm(
+    *,
+    name: str | None = None,
+    scale_init: Callable[..., Any] = nn.initializers.ones,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Callable[[jax.Array], jax.Array]:
+    """Group normalisation of 16 channels a group, whatever the width: a setting of Wu and He, "Group Normalization",
+    2018, table 3. Where 16 does not divide the channels, groups are of their greatest common divisor."""
+
+    def norm(x: jax.Array) -> jax.Array:
+        size = math.gcd(16, x.shape[-1])
+        fields: dict[str, Any] = {"scale_init": scale_init, "dtype": dtype, "param_dtype": param_dtype, "name": name}
+        return nn.GroupNorm(num_groups=None, group_size=size, epsilon=1e-5, **fields)(x)
+
+    return norm
 
 
 class Bias(nn.Module):

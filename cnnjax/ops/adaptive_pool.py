@@ -13,7 +13,7 @@ from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 
 
-@jax.named_scope("adaptive_avg_pool")
+@jax.named_scope("cnnjax_adaptive_avg_pool")
 def adaptive_avg_pool(inputs: ArrayLike, output_space: Sequence[int]) -> Array:
     """The means of windows that are as equal as they can be and cover the input: PyTorch's `AdaptiveAvgPool`.
 

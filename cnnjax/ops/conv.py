@@ -150,7 +150,7 @@ def _by(name: str, otherwise: str | None, lhs: Array, rhs: Array, spec: ConvSpec
     refusal = _IMPLEMENTATIONS[name].refusal(taps, spec)
     if refusal is None:
         if primitives.wanted():
-            with jax.named_scope(f"by_{name}"):
+            with jax.named_scope(primitives.BY + name):
                 return conv_xla(lhs, rhs, spec)
         convolve = _IMPLEMENTATIONS[name].convolve
         # XLA's convolution has JAX's own rules.

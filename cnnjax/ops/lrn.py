@@ -11,7 +11,7 @@ from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 
 
-@jax.named_scope("local_response_norm")
+@jax.named_scope("cnnjax_local_response_norm")
 def local_response_norm(x: ArrayLike, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> Array:
     """Each channel divided by a power of the energy of the channels around it, at each position by itself.
 

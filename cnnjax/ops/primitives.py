@@ -1,26 +1,26 @@
 """Operations as single primitives of XLA's, for whoever reads a traced function rather than runs it."""
 
 import contextlib
-import contextvars
 from collections.abc import Generator
 
-_wanted = contextvars.ContextVar("primitives_wanted", default=False)
+import jax
+
+_wanted = jax.make_user_context(False)  # JAX's caches of traced functions know it
+BY = "cnnjax_by_"
+"""What the scope of a convolution begins with; the name of its implementation follows."""
 
 
 @contextlib.contextmanager
 def as_primitives() -> Generator[None]:
     """While it lasts, a convolution is traced as `conv_general_dilated` and max pooling as `reduce_window_max`.
 
-    The convolution stands under `jax.named_scope("by_NAME")`, with the name of the implementation that would compute
-    it. `cnnjax.analysis` traces networks so; the values are the same.
+    The convolution stands under a `jax.named_scope` of `BY` and the implementation that would compute it. Functions
+    that are traced meanwhile have the same values up to rounding; `cnnjax.analysis` reads networks so.
     """
-    token = _wanted.set(True)
-    try:
+    with _wanted(True):
         yield
-    finally:
-        _wanted.reset(token)
 
 
 def wanted() -> bool:
     """Whether operations are being traced as primitives."""
-    return _wanted.get()
+    return _wanted.value

@@ -3,10 +3,12 @@
 import xml.etree.ElementTree as ET
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from cnnjax import models
+from cnnjax.analysis import drawing
 from cnnjax.analysis.drawing import Box, Frame, Parallel, Tangle, label, structure, svg
-from cnnjax.analysis.summary import MERGES, summarize
+from cnnjax.analysis.summary import summarize
 
 
 def drawn(name, **fields):
@@ -93,19 +95,55 @@ class Crossed(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        a = nn.Conv(4, (3, 3), name="a")(x)
-        b = nn.Conv(4, (3, 3), name="b")(x)
-        c = nn.Conv(4, (3, 3), name="c")(a + b)
-        d = nn.Conv(4, (3, 3), name="d")(a)
+        layer = lambda name, x: nn.BatchNorm(True, name=f"norm_{name}")(nn.Conv(4, (3, 3), name=name)(x))
+        a = layer("a", x)
+        b = layer("b", x)
+        c = layer("c", a + b)
+        d = layer("d", a)
         return nn.Dense(2, name="output")((c * d).mean((1, 2)))
 
 
+class DenseBlock(nn.Module):
+    """Every layer sees all before it, the image too."""
+
+    @nn.compact
+    def __call__(self, x):
+        seen = [x]
+        for i in range(3):
+            seen.append(nn.Conv(4, (3, 3), name=f"conv{i}")(jnp.concatenate(seen, -1)))
+        return jnp.concatenate(seen, -1)
+
+
+def edges(summary, tangle):
+    """The edges of a tangle, by the names of the layers."""
+    name = lambda i: {drawing.BEFORE: "before", drawing.AFTER: "after"}.get(i) or summary.layers[i].name
+    return {(name(u), name(v)) for u, v in tangle.edges}
+
+
 def test_what_is_neither_in_series_nor_in_parallel():
+    """Every edge is drawn, those through norms and those to the layers around too."""
     found = summarize(Crossed(), (8, 8, 3), name="<crossed>")
     tangle, *rest = structure(found)
     assert isinstance(tangle, Tangle)
-    assert len(tangle.numbers) == 5
+    assert edges(found, tangle) == {
+        ("before", "a"), ("before", "b"), ("a", "add"), ("b", "add"), ("add", "c"), ("a", "d"), ("c", "after"),
+        ("d", "after"),
+    }  # fmt: skip
     assert words(found, rest) == ["×", "global average", "dense, 2"]
-    assert set(MERGES.values()) >= {"+", "×"}
-    picture = ET.fromstring(svg(found))
+    text = svg(found)
+    assert text.count("<path d=") - 1 == 4  # the arrow's head aside; the others go straight to the next layer
+    picture = ET.fromstring(text)
     assert picture.find("{http://www.w3.org/2000/svg}title").text == "<crossed>"
+
+
+def test_a_block_that_passes_everything_on():
+    found = summarize(DenseBlock(), (8, 8, 3))
+    parts = structure(found)
+    assert sorted(drawing.layers_of(parts)) == list(range(len(found.layers)))
+    assert ET.fromstring(svg(found)).tag.endswith("svg")
+
+
+def test_dilated_windows_are_another_form():
+    found = summarize(models.create("lenet5_modern"), (32, 32, 1))
+    found.layers[0].dilation = (2, 2)
+    assert label(found.layers[0]) == "5×5 conv, 6, dilated 2"

@@ -160,6 +160,113 @@ def test_anyones_network():
     assert by["scale"].parameters == 8
 
 
+class Block(nn.Module):
+    """A 3x3 convolution beside an identity."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.Conv(x.shape[-1], (3, 3), name="conv")(x)
+
+
+class Repeated(nn.Module):
+    """Three blocks, one after another, as `how` makes them."""
+
+    how: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.how == "jit":
+            for i in range(3):
+                x = nn.jit(Block)(name=f"block{i}")(x)
+        elif self.how == "scan":
+            step = lambda block, x, _: (block(x), None)
+            scan = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            x, _ = scan(Block(name="block"), x, None)
+        else:
+            for i in range(3):
+                x = Block(name=f"block{i}")(x)
+        return x
+
+
+@pytest.mark.parametrize("how", ["python", "jit", "scan"])
+def test_blocks_that_jax_traces_once(how):
+    """Each counts, with its own place; a model without a keyword `train` is called without."""
+    found = summarize(Repeated(how), (16, 16, 4))
+    assert found.multiply_adds == 3 * 16 * 16 * 9 * 4 * 4
+    assert found.parameters == 3 * (9 * 4 * 4 + 4)
+    assert found.receptive_field == (7, 7)
+    assert [layer.kind for layer in found.layers] == ["Conv", "add"] * 3
+    assert [layer.inputs for layer in found.layers] == [(-1,), (-1, 0), (1,), (1, 2), (3,), (3, 4)]
+
+
+def test_a_summary_leaves_no_trace():
+    """What was traced in between computes as it did, and what was traced before is seen none the less."""
+    pool = jax.jit(lambda x: ops.max_pool(x, (3, 3), (2, 2)))
+
+    class Pooled(nn.Module):
+        def __call__(self, x):
+            return pool(x).mean((1, 2))
+
+    x = jnp.ones((1, 8, 8, 3))
+    for _ in range(2):
+        assert [layer.kind for layer in summarize(Pooled(), (8, 8, 3)).layers] == ["max pool", "global average"]
+        assert "reduce_window" not in str(jax.make_jaxpr(pool)(x))
+
+
+class Unusual(nn.Module):
+    """A dilated, a transposed and a fixed convolution, products of activations, a method, a print, metadata."""
+
+    def setup(self):
+        partitioned = nn.with_partitioning(nn.initializers.lecun_normal(), (None,) * 4)
+        self.wide = nn.Conv(4, (3, 3), kernel_dilation=2, kernel_init=partitioned)
+        self.up = nn.ConvTranspose(4, (3, 3), (2, 2), padding="VALID")
+        self.words = nn.Embed(7, 4)
+        self.head = Block(name="max pool")
+        self.drop = nn.Dropout(0.5, deterministic=False)
+
+    def __call__(self, x, *, train):
+        x = self.up(self.wide(x))
+        jax.debug.print("{}", x.sum())
+        x = self.head(nn.max_pool(x, (2, 2), (2, 2)))
+        x = jax.image.resize(x, (1, 8, 8, 4), "bilinear").reshape(1, 64, 4)
+        attention = nn.softmax(jnp.einsum("nqc,nkc->nqk", x, x))
+        x = self.drop(jnp.einsum("nqk,nkc->nqc", attention, x))
+        return self.words.attend(x.mean(1))
+
+
+def test_unusual_layers():
+    found = summarize(Unusual(), (16, 16, 3))
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    init = functools.partial(Unusual().init, train=False)
+    variables = nn.meta.unbox(jax.eval_shape(init, rngs, jnp.ones((1, 16, 16, 3))))
+    rows = {layer.name: layer for layer in found.layers}
+    assert found.parameters == models.count_parameters(variables)
+    assert rows["wide"].dilation == (2, 2)
+    assert rows["up"].multiply_adds == 16 * 16 * 9 * 4 * 4  # each pixel meets each tap
+    assert rows["max pool"].parameters == 0  # the pooling's row, not that of the module of that name
+    assert rows["max pool/conv"].parameters == 9 * 4 * 4 + 4
+    assert [layer.multiply_adds for layer in found.layers if layer.kind == "product"] == [64 * 64 * 4] * 2
+    assert (rows["words"].kind, rows["words"].multiply_adds, rows["words"].parameters) == ("Embed", 28, 28)
+
+
+def test_what_is_not_looked_into_is_a_layer():
+    class Loop(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(3, (3, 3), name="conv")(x)
+            return jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: 2 * y, x)
+
+    found = summarize(Loop(), (8, 8, 3))
+    assert (found.layers[0].kind, found.layers[0].whole) == ("Conv", False)
+    assert (found.layers[-1].kind, found.layers[-1].whole) == ("while loop", True)
+
+
+def test_group_norm_makes_the_network_see_all():
+    found = summary_of("cifar_resnet20", norm="group")
+    assert found.local.whole
+    assert summary_of("cifar_resnet20").receptive_field == (81, 81)
+
+
 def test_memory_goes_with_the_type():
     fields = {"dtype": "bfloat16", "norm": "none"}
     half, whole = summary_of("cifar_resnet20", **fields), summary_of("cifar_resnet20", norm="none")
@@ -178,7 +285,7 @@ def test_json():
     rows = json.loads(json.dumps(as_json(summary_of("cifar_resnet20"))))
     assert rows["parameters"] == 269_722
     first = rows["layers"][0]
-    assert (first["name"], first["inputs"], first["receptive_field"]) == ("conv1", ["image"], [3, 3])
+    assert (first["name"], first["inputs"], first["receptive_field"]) == ("conv1", [-1], [3, 3])
     assert all(math.prod(layer["output"]) * 4 == layer["memory"] for layer in rows["layers"])
 
 
@@ -188,7 +295,7 @@ def test_own_blocks_and_shortcuts_are_followed():
     assert any(layer.name == "stage2_block1/shortcut_conv" for layer in found.layers)
 
 
-@pytest.mark.parametrize("image", [(32, 32), (0, 32, 3), (32, 32, 3.0), (1, 32, 32, 3), "abc"])
+@pytest.mark.parametrize("image", [(32, 32), (0, 32, 3), (32, 32, 3.0), (1, 32, 32, 3), "abc", 5, (2**40, 3, 3)])
 def test_bad_images(image):
     with pytest.raises(InputError, match=r"input: received .*; allowed: height, width and channels"):
         summarize(models.create("resnet18"), image)
