@@ -175,7 +175,7 @@ def create(name: str, **fields: Any) -> nn.Module:
     try:
         return MODELS[name](**fields)
     except (TypeError, AttributeError) as error:  # a value of a type that the model can't check itself with
-        raise InputError(f"{name}: can't be made with {fields}: {error}") from error
+        raise InputError(f"{name}: can't be made with {fields}: {' '.join(str(error).split())}") from error
 
 
 # What a string stands for in the fields that take objects.

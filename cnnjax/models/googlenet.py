@@ -32,6 +32,7 @@ from cnnjax.models.layers import (
     square_conv,
 )
 from cnnjax.ops import adaptive_avg_pool, avg_pool, conv_general_dilated, local_response_norm, max_pool
+from cnnjax.ops.errors import InputError
 
 
 class Widths(NamedTuple):
@@ -195,6 +196,8 @@ class GoogLeNet(nn.Module):
         super().__post_init__()
         check_rate("dropout", self.dropout)
         check_rate("aux_dropout", self.aux_dropout)
+        if not callable(self.stem):
+            raise InputError(f"stem: received {self.stem!r}; allowed: a function with the signature of paper_stem")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

@@ -184,7 +184,7 @@ class LeNet5(nn.Module):
     """
 
     num_classes: int = 10
-    """At most 10: classes take the bitmaps of the digits 0, 1, 2, ... in order."""
+    """At most 10: classes take the bitmaps of the digits 0, 1, 2, ... in order. 0 for what F6 computes."""
     conv: Callable[..., Any] = conv_general_dilated
     """What computes C1, C3 and C5: a function with the signature of `jax.lax.conv_general_dilated`."""
     act: Callable[..., Any] = scaled_tanh
@@ -201,8 +201,9 @@ class LeNet5(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.num_classes <= len(CODES):
-            raise InputError(f"num_classes: received {self.num_classes}; allowed: 1 to {len(CODES)}, one per bitmap")
+        if not 0 <= self.num_classes <= len(CODES):
+            allowed = f"0 (for features), or 1 to {len(CODES)}, one per bitmap"
+            raise InputError(f"num_classes: received {self.num_classes}; allowed: {allowed}")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -226,7 +227,7 @@ class LeNet5(nn.Module):
         x = self.act(conv(120, **init(400), name="C5")(x))
         x = x.reshape(-1, 120)
         x = self.act(nn.Dense(84, **init(120), **types, name="F6")(x))
-        return -RBF(self.num_classes, name="output")(x)
+        return as_logits(x) if self.num_classes == 0 else -RBF(self.num_classes, name="output")(x)
 
 
 class LeNet5Modern(nn.Module):

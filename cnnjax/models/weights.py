@@ -138,7 +138,23 @@ def _flattened(model: nn.Module, module: Path) -> tuple[int, int] | None:
     return None
 
 
+def _left_out(model: Any, name_of: Callable[[Path], str]) -> tuple[str, ...]:
+    """What the names of heads begin with that a model does without by its fields."""
+    classifier = [name_of(("output",)) + "."] if model.num_classes == 0 else []
+    heads = ["aux1.", "aux2."] if isinstance(model, GoogLeNet) and not model.aux else []
+    return (*classifier, *heads)
+
+
 # --- Arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """A tensor of PyTorch's, or what is an array already; bfloat16 stays what it is."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy lacks
+            return value.float().numpy().astype(jnp.bfloat16)
+    return np.asarray(value)
 
 
 def _from_torch(array: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
@@ -206,9 +222,18 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, image: Sequence[
 
     Raises:
       InputError: entries are missing, extra or of another shape, all of which are named; or the family is another.
+        Entries of a head that the model's fields leave out (`num_classes=0`, `aux=False`) are not extra.
     """
     name_of = _torch_names(model)
-    arrays = {name: np.asarray(value) for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
+    left_out = _left_out(model, name_of)
+    prefix = (
+        "module." if state_dict and all(name.startswith("module.") for name in state_dict) else ""
+    )  # DataParallel's
+    arrays = {
+        name.removeprefix(prefix): _as_array(value)
+        for name, value in state_dict.items()
+        if not name.endswith("num_batches_tracked") and not name.removeprefix(prefix).startswith(left_out)
+    }
     shapes = _shapes(model, image)
     names = {path: f"{name_of(path[1:-1])}.{_LEAVES[path[-1]]}" for path in shapes}
     expected = {
@@ -267,18 +292,27 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(f"path: {path} cannot be read as weights alone: {str(error).splitlines()[0]}") from None
     if not isinstance(state, Mapping) or not all(hasattr(value, "shape") for value in state.values()):
         raise InputError(f"path: {path} holds no state dict, of names to tensors")
-    return {name: value.detach().cpu().numpy() for name, value in state.items()}
+    return {name: _as_array(value) for name, value in state.items()}
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------
 
 
 def save_safetensors(path: str | os.PathLike, variables: Mapping[str, Any]) -> None:
-    """Writes variables to a file, their names joined by "/": "params/conv1/kernel"."""
+    """Writes variables to a file, their names joined by "/": "params/conv1/kernel".
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.flax import save_file
 
     flat = flatten_dict({"variables": dict(variables)}, sep="/")
-    save_file({name.removeprefix("variables/"): jnp.asarray(leaf) for name, leaf in flat.items()}, path)
+    arrays = {name.removeprefix("variables/"): jnp.asarray(leaf) for name, leaf in flat.items()}
+    try:
+        save_file(arrays, path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"path: {path} can't be written: {str(error).splitlines()[0]}") from None
 
 
 def load_safetensors(path: str | os.PathLike) -> dict[str, Any]:

@@ -198,6 +198,20 @@ def test_the_smallest_image(name):
             variables_of(model, (side - 1, side, 3))
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alexnet", "zfnet", "vgg11", "googlenet", "googlenet_torchvision", "resnet18", "resnet50_v2",
+        "resnext50_32x4d", "cifar_wide16_4", "densenet121", "cifar_densenet40_12",
+    ],
+)  # fmt: skip
+def test_every_norm_in_every_family(name, norm):
+    """Whatever the number of channels."""
+    variables = variables_of(create(name, norm=norm), models.ABOUT[name].input)
+    assert ("batch_stats" in variables) == (norm == "batch")
+
+
 @pytest.mark.parametrize(
     "name", ["lenet5_modern", "fully_connected", "geron_fashion", "vgg11", "resnet18", "densenet121"]
 )

@@ -115,6 +115,28 @@ def test_what_does_not_fit_is_named():
         weights.from_torch(state, models.create("lenet5"), (32, 32, 1))
 
 
+def test_what_people_have_in_their_files():
+    """Names of a parallel module, bfloat16, tensors with gradients, heads that are not wanted."""
+    net = randomized("resnet18").float()
+    plain = weights.from_torch(net.state_dict(), models.create("resnet18", num_classes=7), (64, 64, 3))
+    parallel = {f"module.{key}": value for key, value in net.state_dict().items()}
+    again = weights.from_torch(parallel, models.create("resnet18", num_classes=7), (64, 64, 3))
+    jax.tree.map(np.testing.assert_array_equal, again, plain)
+    half = models.load_torch(net.bfloat16().state_dict(), "resnet18", num_classes=7)
+    assert half["params"]["conv1"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        half["params"]["output"]["bias"], plain["params"]["output"]["bias"].astype(jnp.bfloat16)
+    )
+    learnt = {**dict(net.float().named_parameters()), **dict(net.named_buffers())}
+    body = models.load_torch(learnt, "resnet18", num_classes=0)
+    assert set(plain["params"]) - set(body["params"]) == {"output"}
+    inception = randomized("googlenet_torchvision").float().state_dict()
+    without = models.load_torch(inception, "googlenet_torchvision", num_classes=7, aux=False)
+    assert not {name for name in without["params"] if name.startswith("aux")}
+    with pytest.raises(InputError, match=r"missing: bn1\.bias"):
+        models.load_torch({}, "resnet18")
+
+
 class Trap:
     """What a pickle that executes looks like."""
 
@@ -157,3 +179,5 @@ def test_safetensors_round_trip(tmp_path, draw):
     for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(again), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match=r"nowhere/it\.safetensors can't be written"):
+        weights.save_safetensors(tmp_path / "nowhere" / "it.safetensors", variables)
