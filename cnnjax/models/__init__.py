@@ -168,9 +168,11 @@ def create(name: str, **fields: Any) -> nn.Module:
             allowed = [f for f, p in accepted.items() if f not in ("parent", "name") and p.kind is not p.VAR_KEYWORD]
             raise unknown(f"field of {name}", field, allowed)
         default = accepted[field].default if field in accepted else None
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise InputError(f"{field}: received {value!r}; allowed: True or False")
         fields[field] = _by_name(field, value, default)
     classes = fields.get("num_classes", 1)
-    if not isinstance(classes, int) or classes < 0:
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
         raise InputError(f"num_classes: received {classes!r}; allowed: an integer, 0 (for features) or more")
     try:
         return MODELS[name](**fields)
@@ -250,7 +252,10 @@ def load_torch(path_or_state_dict: str | os.PathLike | Mapping[str, Any], name: 
     """
     given = path_or_state_dict
     state = given if isinstance(given, Mapping) else weights.read_torch(given)
-    return weights.from_torch(state, create(name, **fields), ABOUT[name].input if name in ABOUT else (32, 32, 1))
+    height, width, channels = ABOUT[name].input if name in ABOUT else (32, 32, 1)
+    kernel = next((value for value in state.values() if len(value.shape) == 4), None)  # the first sees the image
+    image = (height, width, channels if kernel is None else int(kernel.shape[1]))
+    return weights.from_torch(state, create(name, **fields), image)
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:

@@ -33,7 +33,7 @@ _WIDE, _HUANG = ("Zagoruyko, Komodakis", 2016), ("Huang et al.", 2016)
 ABOUT: dict[str, About] = {
     "fully_connected": About(_MNIST, 266_610, 266_200, "dense layers of 300 and 100, the baseline", *_LECUN, "MNIST"),
     "locally_connected": About(
-        _MNIST, 423_038, 416_520, "LeNet-5 without shared weights, the other baseline", "LeCun", 1989, "MNIST"
+        _MNIST, 423_038, 416_520, "LeNet-5 without shared weights, the other baseline", "LeCun", 1989, ""
     ),
     "lenet5": About((32, 32, 1), 60_000, 415_680, "LeNet-5 as published", *_LECUN, "MNIST, 0.95 % error"),
     "lenet5_modern": About(_MNIST, 61_706, 416_520, "LeNet-5 as usually built today", *_LECUN, "MNIST"),
@@ -142,7 +142,7 @@ ABOUT: dict[str, About] = {
     "resnet152": About(
         _IMAGENET, 60_192_808, 11_513_626_624, "ResNet-152 (v1.5)", *_HE, "ImageNet, 78.31 % top-1 (torchvision)"
     ),
-    "resnet200": About(_IMAGENET, 64_673_832, 15_007_481_856, "ResNet-200 (v1.5)", *_HE, "ImageNet"),
+    "resnet200": About(_IMAGENET, 64_673_832, 15_007_481_856, "ResNet-200 (v1.5)", *_HE_V2, "ImageNet"),
     "resnet50_v1": About(
         _IMAGENET,
         25_557_032,

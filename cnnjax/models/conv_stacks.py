@@ -81,10 +81,11 @@ class ConvStack(nn.Module):
         init: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
         conv = functools.partial(square_conv, conv=self.conv, **init, **types)
         number = itertools.count(1)
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages, 1):
             for filters in stage.filters:
                 x = self.act(conv(filters, stage.window, pad=stage.window // 2, name=f"conv{next(number)}")(x))
             x = self.pool(x, (stage.pool,) * 2, (stage.pool,) * 2)
+            self.sow("intermediates", f"stage{i}", x)
         x = x.reshape(x.shape[0], -1)
         for i, features in enumerate(self.dense, 1):
             x = self.act(nn.Dense(features, **init, **types, name=f"dense{i}")(x))

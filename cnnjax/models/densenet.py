@@ -16,7 +16,8 @@ Source: G. Huang, Z. Liu, L. van der Maaten, K. Q. Weinberger, "Densely Connecte
 | cifar_densenet_bc250_24  | 41, 41, 41     | 24 | yes        | 0.5         | 15,324,406 |
 | cifar_densenet_bc190_40  | 31, 31, 31     | 40 | yes        | 0.5         | 25,624,430 |
 
-ImageNet's with 1,000 classes, CIFAR's with 10. Kernels start He-normal by fan-in.
+ImageNet's with 1,000 classes, CIFAR's with 10. Kernels start He-normal by fan-out, as in the
+authors' code (torchvision's by fan-in).
 """
 
 import functools
@@ -51,15 +52,16 @@ class DenseLayer(nn.Module):
     act: Callable[..., Any]
     """The function before the convolutions."""
     drop: Callable[..., Any]
-    """Makes the dropout at the end: `drop(name=...)`."""
+    """Makes the dropout after each convolution: `drop(name=...)`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x
         if self.bottleneck:
             y = self.conv(4 * self.growth, 1, 1, 0, name="conv1")(self.act(self.norm(name="norm1")(y)))
+            y = self.drop(name="dropout1")(y)
         y = self.conv(self.growth, 3, 1, 1, name="conv2")(self.act(self.norm(name="norm2")(y)))
-        return jnp.concatenate([x, self.drop(name="dropout")(y)], -1)
+        return jnp.concatenate([x, self.drop(name="dropout2")(y)], -1)
 
 
 class Transition(nn.Module):
@@ -75,11 +77,13 @@ class Transition(nn.Module):
     """The function before the convolution."""
     pool: Callable[..., Any]
     """The pooling: a function with the signature of `flax.linen.avg_pool`."""
+    drop: Callable[..., Any]
+    """As for `DenseLayer`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(self.features, 1, 1, 0, name="conv")(self.act(self.norm(name="norm")(x)))
-        return self.pool(x, (2, 2), (2, 2))
+        return self.pool(self.drop(name="dropout")(x), (2, 2), (2, 2))
 
 
 STEMS: dict[str, Callable[..., Any]] = {"imagenet": imagenet_stem, "cifar": convolution_stem}
@@ -105,7 +109,8 @@ class DenseNet(nn.Module):
     compression: float = 0.5
     """The part of the channels that a transition keeps: "C", theta."""
     dropout: float = 0.0
-    """The part of each layer's outputs that training sets to zero; the paper's is 0.2 without augmentation."""
+    """The part of each convolution's outputs, but the stem's, that training sets to zero; the paper's is 0.2 without
+    augmentation. (torchvision has it at the end of layers alone.)"""
     num_classes: int = 1000
     """The number of logits; 0 for the pooled features."""
     conv: Callable[..., Any] = conv_general_dilated
@@ -138,7 +143,7 @@ class DenseNet(nn.Module):
         last = 2 ** (len(self.block_sizes) - 1)  # what the transitions halve to 1
         check_images(x, smallest=4 * last - 3 if self.stem == "imagenet" else last)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         conv = functools.partial(square_conv, conv=self.conv, use_bias=False, kernel_init=init, **types)
         norm = bind_norm(self.norm, train=train, **types)
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
@@ -153,13 +158,17 @@ class DenseNet(nn.Module):
         )
         stem = STEMS[self.stem] if isinstance(self.stem, str) else self.stem
         x = stem(x, self.stem_features, conv=conv, norm=norm, act=self.act, pool=self.stem_pool)
+        self.sow("intermediates", "stem", x)
         for i, layers in enumerate(self.block_sizes, 1):
             for j in range(1, layers + 1):
                 x = layer(name=f"block{i}_layer{j}")(x)
             if i < len(self.block_sizes):
                 features = int(x.shape[-1] * self.compression)
-                x = Transition(features, conv, norm, self.act, self.pool, name=f"transition{i}")(x)
-        x = self.act(norm(name="norm2")(x)).mean((1, 2))
+                x = Transition(features, conv, norm, self.act, self.pool, drop, name=f"transition{i}")(x)
+        x = self.act(norm(name="norm2")(x))
+        self.sow("intermediates", "last_map", x)
+        x = x.mean((1, 2))
+        self.sow("intermediates", "pooled", x)
         return classify(x, self.num_classes, **types)
 
 

@@ -2,7 +2,7 @@
 
 Source: C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015 (arXiv 1409.4842): table 1, figure 3 and
 section 5. Where the paper is silent (pooling windows may reach over the lower and right border; the order of pooling
-and normalisation) this is the network of the BVLC model zoo, by the authors' account a replica.
+and normalisation, and its constants; initialisation) this is the network of the BVLC model zoo.
 
 | name                  | norm  | widest branch | parameters | with both auxiliary heads |
 |-----------------------|-------|---------------|-----------:|--------------------------:|
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax.models.layers import (
     BatchNorm,
@@ -33,6 +34,8 @@ from cnnjax.models.layers import (
 )
 from cnnjax.ops import adaptive_avg_pool, avg_pool, conv_general_dilated, local_response_norm, max_pool
 from cnnjax.ops.errors import InputError
+
+_MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet's pixels in [0, 1]
 
 
 class Widths(NamedTuple):
@@ -116,6 +119,8 @@ class AuxiliaryHead(nn.Module):
     """As for `Inception`."""
     dense: Callable[..., Any]
     """Makes a dense layer: `dense(features, name=...)`."""
+    bias_init: Callable[..., Any]
+    """The initializer of the hidden layer's biases."""
     act: Callable[..., Any]
     """The function after the first dense layer."""
     pool: Callable[[jax.Array], jax.Array]
@@ -128,7 +133,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.unit(128, 1, name="unit")(self.pool(x))
-        x = self.act(self.dense(1024, name="dense")(x.reshape(x.shape[0], -1)))
+        x = self.act(self.dense(1024, bias_init=self.bias_init, name="dense")(x.reshape(x.shape[0], -1)))
         return self.dense(self.num_classes, name="output")(self.dropout(name="dropout")(x))
 
 
@@ -175,18 +180,22 @@ class GoogLeNet(nn.Module):
     """What computes the convolutions: a function with the signature of `jax.lax.conv_general_dilated`."""
     norm: Callable[..., Any] | None = None
     """The constructor of a norm after each convolution, which then has no bias; None for none."""
-    lrn: Callable[..., Any] | None = local_response_norm
-    """The normalisation over channels around the first convolutions; None for none."""
+    lrn: Callable[..., Any] | None = functools.partial(local_response_norm, k=1.0, alpha=1e-4 / 5)
+    """The normalisation over channels around the first convolutions, with BVLC's constants (the paper gives none; Caffe
+    divides alpha by the window of 5); None for none."""
     act: Callable[..., Any] = nn.relu
     """The function after convolutions and hidden dense layers."""
     pool: Callable[..., Any] = max_pool
     """The pooling: a function with the signature of `flax.linen.max_pool`."""
+    transform_input: bool = False
+    """Whether images normalised by ImageNet's mean and deviation are brought to those of torchvision's weights, 0.5 and
+    0.5: its `googlenet` does that when it is made with weights."""
     remat: bool = False
     """Whether Inception modules are computed again for the gradients rather than kept: less memory, more time."""
-    kernel_init: Callable[..., Any] = nn.initializers.glorot_uniform()
-    """The initializer of kernels; BVLC's. The paper gives none."""
+    kernel_init: Callable[..., Any] = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+    """The initializer of kernels; BVLC's (Caffe's "xavier"). The paper gives none."""
     bias_init: Callable[..., Any] = nn.initializers.constant(0.2)
-    """The initializer of the convolutions' biases; BVLC's."""
+    """The initializer of the biases of convolutions and of the auxiliary heads' hidden layers; BVLC's."""
     dtype: Any = None
     """What to compute in; None for the wider of the input's type and the parameters'."""
     param_dtype: Any = jnp.float32
@@ -202,6 +211,11 @@ class GoogLeNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         heads = self.aux and (train or self.is_initializing())
+        if heads and self.paper_heads and min(x.shape[1:3]) < 79:
+            raise InputError(
+                f"x: received images {x.shape[1]}x{x.shape[2]}; allowed: 79x79 or larger with auxiliary heads "
+                "(aux=False makes the network without them)"
+            )
         # Of these the windows of the heads, or of the last pooling, still find what they need.
         check_images(x, smallest=79 if heads and self.paper_heads else 31 if self.last_pool == 3 else 15)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -225,9 +239,14 @@ class GoogLeNet(nn.Module):
                 dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, **types)
                 dropout = functools.partial(nn.Dropout, self.aux_dropout, deterministic=not train)
                 classes = self.num_classes or 1000
-                head = AuxiliaryHead(unit, dense, self.act, averaged, dropout, classes, name=f"{name}_head")
-                self.sow("aux_logits", name, as_logits(head(x)))
+                bias = self.bias_init if self.norm is None else nn.initializers.zeros
+                head = AuxiliaryHead(unit, dense, bias, self.act, averaged, dropout, classes, name=f"{name}_head")
+                logits = as_logits(head(x))
+                if not self.is_initializing():  # or what `init` returns would hold some
+                    self.sow("aux_logits", name, logits)
 
+        if self.transform_input:
+            x = x * jnp.asarray(_STD / 0.5, x.dtype) + jnp.asarray((_MEAN - 0.5) / 0.5, x.dtype)
         x = self.stem(x, unit=unit, lrn=self.lrn or (lambda x: x), pool=pool)
         x = inception("3a")(x)
         x = inception("3b")(x)
@@ -243,6 +262,7 @@ class GoogLeNet(nn.Module):
         x = inception("5a")(x)
         x = inception("5b")(x)
         x = x.mean((1, 2))
+        self.sow("intermediates", "pooled", x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return classify(x, self.num_classes, kernel_init=self.kernel_init, **types)
 

@@ -15,21 +15,24 @@ def features(
     model: nn.Module,
     variables: Mapping[str, Any],
     x: jax.Array,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     *,
     train: bool = False,
     rngs: Any = None,
 ) -> dict[str, Any]:
-    """The outputs of parts of a network.
+    """The outputs of parts of a network: of its modules, and of what else it sows.
+
+    Of cnnjax's networks that is "stage1", "stage2" and so on in AlexNet, ZFNet, VGG and the stacks, up to a pooling
+    each and with it; "stem", "last_map" and "pooled" in the ResNets and DenseNets; "pooled" in GoogLeNet.
 
     For instance `features(model, variables, images, ["stage2_block1", "stage2_block1/conv1"])`. Inside `jax.jit`
     nothing is computed that these do not need.
 
     Args:
-      model: any Flax module that maps x to something.
+      model: any Flax module that maps x to something and takes a keyword `train`.
       variables: those of `model`.
       x: [batch, height, width, channels].
-      names: of parts, as they stand in the variables and in `cnnjax summary`, levels separated by "/". None for all.
+      names: of parts, one or several: modules as they stand in the variables, levels separated by "/". None for all.
       train: what `model` is called with; what it changes then, such as batch statistics, is dropped.
       rngs: keys for dropout and the like, which training needs.
 
@@ -41,14 +44,14 @@ def features(
     """
     kept = DenyList("params")  # what training changes beside, such as statistics, is taken and dropped
     _, collections = model.apply(variables, x, train=train, rngs=rngs, capture_intermediates=True, mutable=kept)
-    outputs = {
-        "/".join(path[:-1]): list(value) if len(value) > 1 else value[0]
-        for path, value in flatten_dict(collections["intermediates"]).items()
-        if path[-1] == "__call__" and len(path) > 1
-    }
+    outputs: dict[str, Any] = {}
+    for path, value in flatten_dict(collections["intermediates"]).items():
+        name = "/".join(path[:-1] if path[-1] == "__call__" else path)
+        if name:  # the whole network has none
+            outputs[name] = list(value) if len(value) > 1 else value[0]
     if names is None:
         return outputs
-    names = list(names)
+    names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in outputs:
             raise unknown("part of the network", name, outputs)

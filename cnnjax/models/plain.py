@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import bind_norm, check_images, check_rate, classify, square_conv
+from cnnjax.models.layers import Bias, bind_norm, check_images, check_rate, classify, square_conv
 from cnnjax.ops import adaptive_avg_pool, conv_general_dilated, local_response_norm, max_pool
 
 
@@ -100,7 +100,8 @@ class PlainNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         check_images(x, smallest=smallest_input(self.layers))
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = None if self.norm is None else bind_norm(self.norm, train=train, **types)
+        # Convolutions keep their biases, so that no norm leaves nothing to add.
+        norm = None if self.norm in (None, Bias) else bind_norm(self.norm, train=train, **types)
 
         def compute(self, x: jax.Array, layers: Sequence[tuple[int, Layer]]) -> jax.Array:
             for i, layer in layers:
@@ -125,9 +126,10 @@ class PlainNet(nn.Module):
                         x = self.lrn(x)
             return x
 
-        for stage in stages(self.layers):
+        for i, stage in enumerate(stages(self.layers), 1):
             part = functools.partial(compute, layers=stage)
             x = (nn.remat(part) if self.remat else part)(self, x)
+            self.sow("intermediates", f"stage{i}", x)
         x = adaptive_avg_pool(x, self.grid)
         x = x.reshape(x.shape[0], -1)
         init: dict[str, Any] = {"kernel_init": self.dense_init, "bias_init": nn.initializers.constant(self.dense_bias)}

@@ -16,7 +16,8 @@ activation (appendix); the stem is a convolution alone.
 | cifar_preact_resnet1001| 111, 111, 111  | 4 x 16, 32, 64     | 10,327,706 |
 
 The shortcuts that change shape are projections (1x1 convolutions), without a norm. In bottlenecks the stride is on the
-3x3 convolution.
+3x3 convolution, as in Keras and Haiku; the authors' code has it on the first 1x1. The ImageNet stem pools before the
+first block's norm, as there, and not after it.
 """
 
 import functools
@@ -58,22 +59,27 @@ class PreActBlock(nn.Module):
     """Makes a convolution: `conv(features, window, stride, pad, name=...)`."""
     norm: Callable[..., Any]
     """Makes a norm: `norm(name=...)`."""
-    last_norm: Callable[..., Any]
-    """Makes the last norm of the branch."""
     act: Callable[..., Any]
     """The function after each norm."""
     shortcut: Callable[..., Any]
     """`shortcut(x, features, stride, conv=, norm=)`, used where the shape changes."""
     drop: Callable[..., Any]
     """What is done to the branch before the sum."""
+    first: bool = False
+    """Whether it is the network's first: its shortcut too begins after the first norm and activation (appendix)."""
+    within: Callable[..., Any] = lambda y: y
+    """What is done to the branch before its last convolution: the wide networks' dropout."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         active = self.act(self.norm(name="norm1")(x))
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(active)
-        y = self.conv(self.features, 3, 1, 1, name="conv2")(self.act(self.last_norm(name="norm2")(y)))
+        y = self.within(self.act(self.norm(name="norm2")(y)))
+        y = self.conv(self.features, 3, 1, 1, name="conv2")(y)
         if x.shape != y.shape:
             x = self.shortcut(active, self.features, self.stride, conv=self.conv, norm=self.norm)
+        elif self.first:
+            x = active
         return x + self.drop(y)
 
 
@@ -88,8 +94,6 @@ class PreActBottleneck(nn.Module):
     """Makes a convolution: `conv(features, window, stride, pad, name=...)`."""
     norm: Callable[..., Any]
     """Makes a norm: `norm(name=...)`."""
-    last_norm: Callable[..., Any]
-    """Makes the last norm of the branch."""
     act: Callable[..., Any]
     """The function after each norm."""
     shortcut: Callable[..., Any]
@@ -102,7 +106,7 @@ class PreActBottleneck(nn.Module):
         active = self.act(self.norm(name="norm1")(x))
         y = self.conv(self.features, 1, 1, 0, name="conv1")(active)
         y = self.conv(self.features, 3, self.stride, 1, name="conv2")(self.act(self.norm(name="norm2")(y)))
-        y = self.conv(4 * self.features, 1, 1, 0, name="conv3")(self.act(self.last_norm(name="norm3")(y)))
+        y = self.conv(4 * self.features, 1, 1, 0, name="conv3")(self.act(self.norm(name="norm3")(y)))
         if x.shape != y.shape:
             x = self.shortcut(active, 4 * self.features, self.stride, conv=self.conv, norm=self.norm)
         return x + self.drop(y)

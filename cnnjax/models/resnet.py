@@ -19,8 +19,9 @@ for the zero gamma.
 | cifar_resnet110| cifar    | 18, 18, 18      | 16, 32, 64         | 1,727,962 (B 1,730,714)|
 | cifar_resnet1202|cifar    | 200, 200, 200   | 16, 32, 64         |             19,421,274 |
 
-ImageNet's with 1,000 classes and shortcuts B; CIFAR's with 10 and shortcuts A, as in the paper. All padding is explicit
-and symmetric: XLA's SAME pads a stride of 2 on one side only, which is another network than the published weights'.
+ResNet-200 is from the paper on identity mappings (2016). ImageNet's with 1,000 classes and shortcuts B; CIFAR's with 10
+and shortcuts A, as in the paper. All padding is explicit and symmetric: XLA's SAME pads a stride of 2 on one side only,
+which is another network than the published weights'.
 """
 
 import functools
@@ -208,6 +209,9 @@ class ResNet(nn.Module):
     """Stochastic depth: the part of the examples for which training leaves out the branch of the last block, linearly
     less for those before (Huang et al., "Deep Networks with Stochastic Depth", 2016). It needs
     `rngs={"dropout": key}`."""
+    dropout: float = 0.0
+    """The part of a block's inner map that training sets to zero, in blocks that have a place for it (`within`): 0.3
+    in the paper of the wide networks. It needs `rngs={"dropout": key}`."""
     remat: bool = False
     """Whether blocks are computed again for the gradients rather than kept: less memory, more time."""
     zero_init_residual: bool = False
@@ -227,6 +231,12 @@ class ResNet(nn.Module):
         if len(self.stage_sizes) != len(self.widths):
             raise InputError(f"widths: received {self.widths}; allowed: one for each of the stages {self.stage_sizes}")
         check_rate("drop_path", self.drop_path)
+        check_rate("dropout", self.dropout)
+        if self.dropout and not accepts(self.block, "within"):
+            raise InputError(f"dropout: received {self.dropout}; allowed: 0, since {self.block} has no place for it")
+        if self.zero_init_residual and not accepts(self.block, "last_norm"):
+            # A branch that ends in act and convolution would have no gradient at all.
+            raise InputError("zero_init_residual: received True; allowed: False, since branches don't end in a norm")
         if self.zero_init_residual and not accepts(self.norm, "scale_init"):
             raise InputError(f"zero_init_residual: received True; allowed: False, since {self.norm} has no scale")
 
@@ -238,26 +248,36 @@ class ResNet(nn.Module):
         conv = functools.partial(square_conv, conv=self.conv, use_bias=False, kernel_init=init, **types)
         norm = bind_norm(self.norm, train=train, **types)
         zero = {"scale_init": nn.initializers.zeros} if self.zero_init_residual else {}
+        extra: dict[str, Any] = {}
+        if accepts(self.block, "last_norm"):
+            extra["last_norm"] = functools.partial(norm, **zero)
+        if self.dropout:
+            extra["within"] = lambda y: nn.Dropout(self.dropout, deterministic=not train)(y)
         stem = STEMS[self.stem] if isinstance(self.stem, str) else self.stem
         block = functools.partial(
             checkpointed(self.block) if self.remat else self.block,
             conv=conv,
             norm=norm,
-            last_norm=functools.partial(norm, **zero),
             act=self.act,
             shortcut=SHORTCUTS[self.shortcut] if isinstance(self.shortcut, str) else self.shortcut,
+            **extra,
         )
         x = stem(x, self.stem_features or self.widths[0], conv=conv, norm=norm, act=self.act, pool=self.pool)
+        self.sow("intermediates", "stem", x)
         number, depth = 0, sum(self.stage_sizes)
         for i, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for j in range(1, blocks + 1):
                 number += 1
                 stride = 2 if i > 1 and j == 1 else 1
                 drop = drop_examples(self.drop_path * number / depth, train=train)
-                x = block(width, stride, drop=drop, name=f"stage{i}_block{j}")(x)
+                first = {"first": True} if number == 1 and accepts(self.block, "first") else {}
+                x = block(width, stride, drop=drop, **first, name=f"stage{i}_block{j}")(x)
         if self.preactivated:
             x = self.act(norm(name="norm2")(x))
-        return classify(x.mean((1, 2)), self.num_classes, **types)
+        self.sow("intermediates", "last_map", x)
+        x = x.mean((1, 2))
+        self.sow("intermediates", "pooled", x)
+        return classify(x, self.num_classes, **types)
 
 
 _imagenet = functools.partial(ResNet, widths=(64, 128, 256, 512), stem="imagenet", shortcut="B")

@@ -92,6 +92,10 @@ def _googlenet(module: Path) -> str:
     return f"{_GOOGLENETS_STEM[first]}.{last}"
 
 
+_DENSENETS_OLD = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
+"""How torchvision's files of DenseNet name what its network calls `denselayer1.norm1`: `denselayer1.norm.1`."""
+
+
 def _densenet(module: Path) -> str:
     first, *rest = module
     if not rest:
@@ -131,7 +135,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 
 def _flattened(model: nn.Module, module: Path) -> tuple[int, int] | None:
     """Height and width of the map whose flattened positions a dense layer sees; None for the other layers."""
-    if isinstance(model, PlainNet) and module == ("dense1",):
+    if isinstance(model, PlainNet) and module == (("dense1",) if model.dense else ("output",)):
         return model.grid
     if isinstance(model, GoogLeNet) and module[-1] == "dense":
         return (4, 4)
@@ -185,9 +189,9 @@ def _shapes(model: nn.Module, image: Sequence[int]) -> dict[Path, jax.ShapeDtype
 
 
 def _check_names(what: str, expected: Mapping[str, tuple[int, ...]], received: Mapping[str, tuple[int, ...]]) -> None:
-    """One line with all that is missing, too much or of another shape."""
+    """One line with what is missing, too much or of another shape: all names, up to twenty of a kind."""
     problems = [
-        f"{kind} {', '.join(names)}"
+        f"{kind} {', '.join(names[:20])}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         for kind, names in (
             ("missing:", sorted(expected.keys() - received.keys())),
             ("not of this network:", sorted(received.keys() - expected.keys())),
@@ -230,7 +234,7 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, image: Sequence[
         "module." if state_dict and all(name.startswith("module.") for name in state_dict) else ""
     )  # DataParallel's
     arrays = {
-        name.removeprefix(prefix): _as_array(value)
+        _DENSENETS_OLD.sub(r"\1\2", name.removeprefix(prefix)): _as_array(value)
         for name, value in state_dict.items()
         if not name.endswith("num_batches_tracked") and not name.removeprefix(prefix).startswith(left_out)
     }
@@ -256,10 +260,18 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
 
     Returns:
       Names to arrays; each batch norm has "num_batches_tracked", 0, as PyTorch's strict loading wants.
+
+    Raises:
+      InputError: the variables are not those of the model: what is missing, too much or of another shape is named.
     """
     name_of = _torch_names(model)
+    given = flatten_dict({k: nn.meta.unbox(variables[k]) for k in ("params", "batch_stats") if k in variables})
+    channels = [leaf.shape[2] for path, leaf in given.items() if path[1] == "conv1" and path[-1] == "kernel"]
+    shapes = _shapes(model, (224, 224, *(channels or [3])))
+    join = lambda paths: {"/".join(path): tuple(np.shape(leaf)) for path, leaf in paths.items()}
+    _check_names(type(model).__name__, join(shapes), join(given))
     state: dict[str, np.ndarray] = {}
-    for path, leaf in flatten_dict({k: variables[k] for k in ("params", "batch_stats") if k in variables}).items():
+    for path, leaf in given.items():
         module = name_of(path[1:-1])
         array = _to_torch(np.asarray(leaf), _flattened(model, path[1:-1]))
         state[f"{module}.{_LEAVES[path[-1]]}"] = np.array(array, order="C")  # PyTorch wants one that it may write to
@@ -274,10 +286,8 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       InputError: there is no such file, it is no state dict, or PyTorch, which its own format needs, is not installed.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"path: received {path}; allowed: a file of weights (there is none)")
-    if path.suffix == ".safetensors":
+    path = _file(path, "a file of weights")
+    if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     try:
         import torch  # here alone: it is large, and only this needs it
@@ -289,7 +299,9 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch's own, by what is wrong with the file
-        raise InputError(f"path: {path} cannot be read as weights alone: {str(error).splitlines()[0]}") from None
+        raise InputError(f"path: {path} cannot be read as weights alone ({type(error).__name__})") from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):  # of a training checkpoint
+        state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(hasattr(value, "shape") for value in state.values()):
         raise InputError(f"path: {path} holds no state dict, of names to tensors")
     return {name: _as_array(value) for name, value in state.items()}
@@ -321,10 +333,18 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       InputError: there is no such file, or it is none of these.
     """
+    path = _file(path, "a .safetensors file")
+    return unflatten_dict(_read_safetensors(path), sep="/")
+
+
+def _file(path: Any, what: str) -> pathlib.Path:
+    """The path of a file that there is."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path: received {type(path).__name__}; allowed: {what}")
     path = pathlib.Path(path)
     if not path.is_file():
-        raise InputError(f"path: received {path}; allowed: a .safetensors file (there is none)")
-    return unflatten_dict(_read_safetensors(path), sep="/")
+        raise InputError(f"path: received {path}; allowed: {what} ({'a folder' if path.is_dir() else 'there is none'})")
+    return path
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Preprocess:
         return images
 
 
+AUXILIARY_WEIGHT = 0.3
+"""What the loss of each auxiliary head counts, whose logits a network sows in "aux_logits" (Szegedy et al. 2014,
+section 5)."""
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -66,7 +71,8 @@ def train_step(
     Args:
       state: the state before it.
       batch: `image` uint8 [batch, height, width, channels] and `label` [batch].
-      model: applied with `train=True`; its batch statistics are those of the whole batch, over all devices.
+      model: applied with `train=True`; its batch statistics are those of the whole batch, over all devices. What it
+        sows in "aux_logits" adds to the loss, by `AUXILIARY_WEIGHT` each.
       optimizer: made for this model's parameters.
       loss: one number an example, averaged over the batch.
       preprocess: what turns bytes into the network's input.
@@ -77,10 +83,13 @@ def train_step(
     def objective(params):
         variables = dataclasses.replace(state, params=params).variables
         outputs, updated = model.apply(
-            variables, images, train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+            variables, images, train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats", "aux_logits"]
         )
         losses = loss(outputs, batch["label"])
-        return losses.mean(), (losses, outputs, updated.get("batch_stats", {}))
+        total = losses.mean()
+        for logits in jax.tree.leaves(updated.get("aux_logits", {})):
+            total += AUXILIARY_WEIGHT * loss(logits, batch["label"]).mean()
+        return total, (losses, outputs, updated.get("batch_stats", {}))
 
     gradients, (losses, outputs, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

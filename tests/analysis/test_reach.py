@@ -207,7 +207,9 @@ STRIPS = [
             ("resnext50_32x4d", {}, "stage4_block3", 640, 1),
             ("cifar_wide16_4", {}, "stage3_block2", 160, 1),
             ("cifar_preact_resnet110", {}, "stage3_block18", 640, 1),
-            ("cifar_resnet56", {}, "stage3_block9", 320, 1),
+            ("cifar_resnet32", {}, "stage3_block5", 240, 1),
+            ("cifar_resnet44", {}, "stage3_block7", 280, 1),
+            ("cifar_resnet56", {}, "stage3_block9", 360, 1),
             ("cifar_densenet40_12", {}, "block3_layer12", 240, 4),
             ("densenet121", {}, "block4_layer16", 2304, 29),
         ]

@@ -158,6 +158,8 @@ def test_users_add_a_model_by_putting_it_in_the_dict(monkeypatch):
 
 LENET = ["C1", "S2", "C3", "S4", "C5", "F6", "output"]
 CIFAR = ["conv1", "norm1"] + [f"stage{s}_block{b}" for s in (1, 2, 3) for b in (1, 2, 3)] + ["output"]
+CIFAR += ["stem", "last_map", "pooled"]  # what is no module
+STAGES = ["stage1", "stage2", "stage3"]  # neither
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,11 @@ CIFAR = ["conv1", "norm1"] + [f"stage{s}_block{b}" for s in (1, 2, 3) for b in (
     [
         ("lenet5", LENET),
         ("lenet5_modern", ["C1", "C3", "C5", "F6", "output"]),
-        ("cs231n_cifar10", [f"conv{i}" for i in range(1, 7)] + ["output"]),
-        ("geron_fashion", [f"conv{i}" for i in range(1, 6)] + ["dense1", "dropout1", "dense2", "dropout2", "output"]),
+        ("cs231n_cifar10", [f"conv{i}" for i in range(1, 7)] + STAGES + ["output"]),
+        (
+            "geron_fashion",
+            [f"conv{i}" for i in range(1, 6)] + STAGES + ["dense1", "dropout1", "dense2", "dropout2", "output"],
+        ),
         ("cifar_resnet20", CIFAR),
     ],
 )
@@ -233,6 +238,9 @@ def test_intermediates_of_resnet50_have_the_published_shapes():
         ),
         (lambda: models.create("resnet18", num_classes=-1), "num_classes: received -1"),
         (lambda: models.create("resnet18", num_classes="ten"), "num_classes: received 'ten'"),
+        (lambda: models.create("googlenet", aux="false"), "aux: received 'false'; allowed: True or False"),
+        (lambda: models.create("resnet18", remat=1), "remat: received 1; allowed: True or False"),
+        (lambda: models.create("resnet18", num_classes=True), "num_classes: received True"),
         (lambda: models.create("resnet18", stage_sizes=5), "resnet18: can't be made with {'stage_sizes': 5}"),
         (lambda: models.create("googlenet", stem="cifar"), "stem: received 'cifar'; allowed: a function"),
         (lambda: models.create("geron_fashion", dropout=1.5), "dropout: received 1.5"),

@@ -142,6 +142,9 @@ def test_auxiliary_heads_are_sown_in_training_alone():
     assert {name: values[0].shape for name, values in sown["aux_logits"].items()} == {"aux1": (2, 7), "aux2": (2, 7)}
     _, sown = jax.eval_shape(functools.partial(model.apply, mutable=["aux_logits"]), params, x)
     assert not sown
+    assert set(variables) == {"params"}  # none of `init`'s images are left in it
+    with pytest.raises(InputError, match=r"79x79 or larger with auxiliary heads \(aux=False"):
+        variables_of(model, (64, 64, 3))
     assert not any("head" in part for part in variables_of(create("googlenet", aux=False), (224, 224, 3))["params"])
 
 
@@ -212,6 +215,10 @@ def test_every_norm_in_every_family(name, norm):
     assert ("batch_stats" in variables) == (norm == "batch")
 
 
+def test_vgg_without_norm_is_vgg():
+    assert models.count_parameters(variables_of(create("vgg11_bn", norm="none"), (224, 224, 3))) == 132_863_336
+
+
 @pytest.mark.parametrize(
     "name", ["lenet5_modern", "fully_connected", "geron_fashion", "vgg11", "resnet18", "densenet121"]
 )
@@ -264,14 +271,47 @@ def test_remat_changes_nothing_but_memory(draw):
         assert "remat" not in str(jax.make_jaxpr(gradient(kept))(variables))
 
 
-def test_blocks_are_identities_where_their_last_norm_is_zero(draw):
-    """Pre-activated blocks with scale 0 in the last norm of the branch give back what they got."""
-    model = create("cifar_preact_resnet110", stage_sizes=(2, 1, 1), zero_init_residual=True)
+def test_branches_that_end_in_a_convolution_do_not_start_at_zero():
+    """Behind a scale and an offset of zero, ReLU has no gradient: the branch would never train."""
+    for name in ("resnet18_v2", "cifar_preact_resnet164", "cifar_wide16_4"):
+        with pytest.raises(InputError, match="zero_init_residual: received True; allowed: False, since branches"):
+            create(name, zero_init_residual=True)
+
+
+def test_the_first_preactivated_block_passes_on_what_is_activated(draw):
+    """Its shortcut begins after the first norm and activation (appendix), those of the others before."""
+    model = create("cifar_preact_resnet110", stage_sizes=(2, 1, 1))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="unsafe_rbg"), x)
-    capture = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"]))
-    seen = capture(variables, x)[1]["intermediates"]
-    np.testing.assert_array_equal(seen["stage1_block1"]["__call__"][0], seen["conv1"]["__call__"][0])
+    variables = draw(model, x)
+    params = dict(variables["params"])
+    for name in ("stage1_block1", "stage1_block2"):  # no branches
+        params[name] = {**params[name], "conv2": {"kernel": jnp.zeros_like(params[name]["conv2"]["kernel"])}}
+    seen = jax.jit(lambda v: models.features(model, v, x))({**variables, "params": params})
+    norm = seen["stage1_block1/norm1"]
+    np.testing.assert_array_equal(seen["stage1_block1"], np.maximum(norm, 0))
+    np.testing.assert_array_equal(seen["stage1_block2"], seen["stage1_block1"])
+    assert (seen["conv1"] < 0).any()
+
+
+def dropouts(name, **fields):
+    """How many maps lose elements in training."""
+    model = create(name, **fields)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    variables = variables_of(model, (8, 8, 3))
+    run = lambda v, x: model.apply(v, x, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
+    with jax.disable_jit():  # or functions that are called several times would stand there once
+        return str(jax.make_jaxpr(run)(variables, x)).count("random_bits[")
+
+
+def test_dropout_where_the_papers_have_it():
+    """In dense networks after every convolution but the first; in wide ones inside each block."""
+    dense = {"block_sizes": (1, 1, 1), "growth": 4, "stem_features": 8}
+    assert dropouts("cifar_densenet_bc100_12", dropout=0.2, **dense) == 8
+    assert dropouts("cifar_densenet40_12", dropout=0.2, **dense) == 5
+    assert dropouts("cifar_wide16_4", dropout=0.3, widths=(4, 8, 8)) == 6
+    assert dropouts("cifar_wide16_4", widths=(4, 8, 8)) == 0
+    with pytest.raises(InputError, match=r"dropout: received 0\.3; allowed: 0, since"):
+        create("resnet18", dropout=0.3)
 
 
 def test_shortcuts_and_stems_can_be_ones_own():

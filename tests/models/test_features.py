@@ -50,6 +50,23 @@ def test_training_drops_what_it_changes(draw):
     assert (a != b).any()
 
 
+def test_maps_that_are_no_modules(draw):
+    """What is pooled, by stage; and one name alone."""
+    model = models.create("vgg11", num_classes=3, conv="xla", dense=())
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    variables = draw(model, x)
+    stages = jax.jit(lambda x: models.features(model, variables, x, [f"stage{i}" for i in range(1, 6)]))(x)
+    assert [stages[f"stage{i}"].shape[1:] for i in range(1, 6)] == [
+        (16, 16, 64), (8, 8, 128), (4, 4, 256), (2, 2, 512), (1, 1, 512),
+    ]  # fmt: skip
+    assert all((stage >= 0).all() for stage in stages.values())
+    model, variables, x = small(draw)
+    whole = models.features(model, variables, x)
+    assert list(models.features(model, variables, x, "pooled")) == ["pooled"]
+    np.testing.assert_allclose(whole["last_map"].mean((1, 2)), whole["pooled"], rtol=1e-6)
+    assert whole["stem"].shape == (4, 8, 8, 16)
+
+
 def test_an_unknown_part_is_named(draw):
     model, variables, x = small(draw)
     with pytest.raises(InputError, match="unknown part of the network 'stage3_blok1': did you mean 'stage3_block1'"):

@@ -1,6 +1,7 @@
 """Weights from PyTorch and back: same weights, same outputs; what doesn't fit is named; files."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,58 @@ def test_what_people_have_in_their_files():
         models.load_torch({}, "resnet18")
 
 
+def test_torchvisions_own_files():
+    """Its files of DenseNet have older names than its network; its GoogLeNet with weights brings images to another
+    mean and deviation first."""
+    net = randomized("densenet121").float()
+    state = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in net.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    old = models.load_torch(state, "densenet121", num_classes=7)
+    jax.tree.map(np.testing.assert_array_equal, old, models.load_torch(net.state_dict(), "densenet121", num_classes=7))
+    x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    plain, moved = (
+        models.create("googlenet_torchvision", num_classes=7, aux=False, conv="xla", transform_input=it)
+        for it in (False, True)
+    )
+    state = randomized("googlenet_torchvision").float().state_dict()
+    variables = models.load_torch(state, "googlenet_torchvision", num_classes=7, aux=False)
+    pixels = x * std + mean
+    expected = jax.jit(plain.apply)(variables, jnp.asarray((pixels - 0.5) / 0.5, jnp.float32))
+    np.testing.assert_allclose(jax.jit(moved.apply)(variables, x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_other_channels_and_heads(draw):
+    """The image's channels are those of the first kernel; a dense layer behind a map sees it position by position."""
+    model = models.create("vgg11", num_classes=3, dense=(), grid=(2, 2), conv="xla")
+    state = weights.to_torch(draw(model, jnp.ones((1, 32, 32, 1))), model)
+    assert state["features.0.weight"].shape == (64, 1, 3, 3)
+    variables = models.load_torch(state, "vgg11", num_classes=3, dense=(), grid=(2, 2))
+    feature, channel, row, column = 1, 5, 0, 1
+    kernel = variables["params"]["output"]["kernel"].reshape(2, 2, 512, 3)
+    np.testing.assert_allclose(
+        kernel[row, column, channel, feature],
+        state["classifier.0.weight"].reshape(3, 512, 2, 2)[feature, channel, row, column],
+        rtol=1e-6,
+    )
+
+
+def test_the_way_back_checks_too():
+    model = models.create("resnet18", num_classes=7, conv="xla")
+    variables = weights.from_torch(randomized("resnet18").float().state_dict(), model, (64, 64, 3))
+    for wrong, net in (
+        ({}, model),
+        (variables["params"], model),
+        (variables, models.create("resnet34", num_classes=7)),
+        (variables, models.create("vgg11", num_classes=7)),
+    ):
+        with pytest.raises(InputError, match="weights: they don't fit") as caught:
+            weights.to_torch(wrong, net)
+        assert len(str(caught.value)) < 5000
+
+
 class Trap:
     """What a pickle that executes looks like."""
 
@@ -156,17 +209,25 @@ def test_files(tmp_path):
     torch.save({"weight": Trap()}, tmp_path / "trap.pth")
     (tmp_path / "text.pth").write_text("hello")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    assert set(weights.read_torch(tmp_path / "checkpoint.pth")) == set(state)
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "folder.pth").mkdir()
     (tmp_path / "text.safetensors").write_text("hello")
     for name, says in {
         "trap.pth": "cannot be read as weights alone",
         "text.pth": "cannot be read as weights alone",
         "list.pth": "holds no state dict",
         "none.pth": "there is none",
+        "empty.pth": "cannot be read as weights alone",
+        "folder.pth": "a folder",
         "text.safetensors": "is no safetensors file",
     }.items():
         with pytest.raises(InputError, match=says) as caught:
             weights.read_torch(tmp_path / name)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="path: received NoneType; allowed: a file of weights"):
+        weights.read_torch(None)
 
 
 def test_safetensors_round_trip(tmp_path, draw):
