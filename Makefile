@@ -26,14 +26,14 @@ quickstart: $(VENV)/.installed                  ## watch LeNet-5 learn handwritt
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/.installed-$(EXTRAS)              ## the tests, some minutes on two cores
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.installed-$(EXTRAS)         ## the tests that take longer
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 equivalence: $(VENV)/.installed-$(EXTRAS)       ## every convolution against its definition, in 3,000 cases
 	$(BIN)/python tests/ops/equivalence.py --workers $(WORKERS) --write docs/equivalence.md
-	$(BIN)/python -m pytest -n $(WORKERS) -m equivalence
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m equivalence
 
 lint: $(VENV)/.installed-dev                    ## ruff
 	$(BIN)/ruff check .

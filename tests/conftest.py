@@ -8,11 +8,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # before jax is first imported
 
-# Most of the time goes to compiling, and the same programs come back in many tests. A folder for each worker: JAX does
-# not lock its files.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main"))
-)
+# Most of the time goes to compiling, and the same programs come back in many tests. A folder for each worker, as JAX
+# does not lock its files; what pytest-xdist's controller set is in its workers' environment, so they set it anew.
+if "PYTEST_XDIST_WORKER" in os.environ or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+        ROOT / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+    )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402

@@ -1,5 +1,6 @@
 """docs/models.md does what it says: its ablations change the network they name, its snippets and commands run."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from cnnjax import cli, models, ops
 from cnnjax.analysis.summary import summarize
+from cnnjax.ops.primitives import as_primitives
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 TEXT = (DOCS / "models.md").read_text()
@@ -31,6 +33,11 @@ def program(model, name):
     return str(jax.make_jaxpr(lambda x: model.init_with_output(rngs, x, train=True)[0])(x))
 
 
+def simplest(expression):
+    """Convolutions by one equation each, which are quick to trace, where they are not what is changed."""
+    return contextlib.nullcontext() if "conv=" in expression else as_primitives()
+
+
 @pytest.mark.parametrize(("what", "expression"), ABLATIONS, ids=[what for what, _ in ABLATIONS])
 def test_each_ablation_is_another_network(what, expression):
     model, name = create(expression)
@@ -38,7 +45,8 @@ def test_each_ablation_is_another_network(what, expression):
         name, base = "resnet50", models.create("resnet50")
     else:
         base = models.create(name)
-    assert program(model, name) != program(base, name)
+    with simplest(expression):
+        assert program(model, name) != program(base, name)
 
 
 def kinds(expression):
