@@ -9,8 +9,13 @@ from cnnjax.analysis import drawing
 from cnnjax.analysis.drawing import Frame, label, structure, svg
 from cnnjax.analysis.summary import summarize
 
+# With over 200 layers; their parameters are counted in tests/models too.
+DEEPEST = {"cifar_resnet1202", "cifar_preact_resnet1001", "cifar_densenet_bc250_24"}
 
-@pytest.mark.parametrize("name", models.names())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in DEEPEST else name for name in models.names()]
+)
 def test_it(name):
     """Parameters and multiply-adds are counted; each layer that is drawn stands once in the structure and with its
     words in the picture, which is well formed and has nothing outside."""

@@ -217,7 +217,7 @@ STRIPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "fields", "part", "long", "thin"), STRIPS)
 def test_receptive_field_of_a_network(name, fields, part, long, thin, axis, draw):
     """A NaN planted in a thin strip reaches exactly the outputs whose receptive field it is in.

@@ -40,7 +40,12 @@ def image(name, batch=2):
     return np.random.default_rng(0).normal(size=(batch, side, side + 1, 3))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LARGE = {"vgg16_bn", "resnext50_32x4d", "wide_resnet50_2", "densenet121"}  # ten seconds and more each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in NETWORKS]
+)
 def test_same_weights_same_outputs_and_back(name, x64):
     """PyTorch's outputs, in float64 to 1e-9 and in float32 to 1e-4. What came from PyTorch goes back bit for bit, under
     the names that strict loading wants."""
