@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from cnnjax.training import processes
 from cnnjax.training.errors import RunError
 
 
@@ -122,7 +123,11 @@ def _reason(error: BaseException) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run in progress: saved in the background, verified, and pruned."""
+    """The checkpoints of a run in progress: saved in the background, verified, and pruned.
+
+    Where the run is of several processes, all of them call the same methods; each saves what its devices hold, and the
+    first alone looks after the folder.
+    """
 
     def __init__(self, directory: pathlib.Path, keep: int):
         """Opens a folder and puts aside what killed saves left in it.
@@ -136,6 +141,9 @@ class Checkpoints:
         self._aside = self.directory / "set-aside"
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
+        processes.from_first(self._tidy)
+
+    def _tidy(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".deleting"):
             if "orbax-checkpoint-tmp" in path.name or path.suffix == ".tmp":
@@ -156,14 +164,26 @@ class Checkpoints:
 
     def newest_good(self) -> tuple[Manifest | None, list[str]]:
         """The newest intact checkpoint, damaged ones being set aside, and a line about each of those."""
+        found, complaints = processes.from_first(self._search)
+        return Manifest(**found) if found else None, complaints
+
+    def _search(self) -> tuple[dict[str, Any] | None, list[str]]:
         complaints = []
         for step in steps_with_manifest(self.directory):
             try:
-                return read_manifest(self.directory, step), complaints
+                return dataclasses.asdict(read_manifest(self.directory, step)), complaints
             except RunError as error:
                 self._set_aside(step)
                 complaints.append(str(error))
         return None, complaints
+
+    def intact(self, step: int) -> Manifest:
+        """The manifest of a step's checkpoint, which is verified.
+
+        Raises:
+          RunError: as `read_manifest`.
+        """
+        return Manifest(**processes.from_first(lambda: dataclasses.asdict(read_manifest(self.directory, step))))
 
     def save(self, step: int, state: Any, meta: dict[str, Any], score: list[float] | None) -> None:
         """Saves in the background; returns once the arrays are copied and may be donated.
@@ -189,6 +209,8 @@ class Checkpoints:
     ) -> None:
         try:
             response.result()
+            if not processes.is_first():
+                return
             content = dataclasses.asdict(Manifest(step, _hashes(self.directory / str(step)), leaves, meta, score))
             text = json.dumps({"content": content, "sha256": _seal(content)}, indent=1)
             write_atomically(self.directory / f"{step}.json", text)
@@ -230,7 +252,7 @@ class Checkpoints:
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            processes.together(pending.result)
 
     def close(self) -> None:
         """Waits for a save under way, whatever became of it."""
@@ -244,6 +266,13 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def abstract(state: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The target of a restore: shape and dtype of every leaf, all placed by one sharding."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+def abstract(state: Any, placement: Any) -> Any:
+    """The target of a restore: shape and dtype of every leaf, and where it is to be.
+
+    Args:
+      state: arrays, or `jax.ShapeDtypeStruct`s.
+      placement: one sharding for all, or a tree of them.
+    """
+    if isinstance(placement, jax.sharding.Sharding):
+        return abstract(state, jax.tree.map(lambda _: placement, state))
+    return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), state, placement)

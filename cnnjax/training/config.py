@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError
+from cnnjax.training import mesh as meshes
 
 WHERE = {"where": True}
 
@@ -134,6 +135,13 @@ class Train:
     """Steps between evaluations on the validation images (an epoch when not given)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the computation; parameters are float32, or float64 with float64."""
+    microbatches: int = 1
+    """Parts that each batch is worked through in, one after the other, where all of it does not fit in memory."""
+    norm_batch: int | None = None
+    """Images whose statistics batch norm takes together: the whole batch when not given, over all devices; the part of
+    one device, or of several, needs less communication."""
+    ema: float | None = None
+    """Decay of a moving average of the parameters, such as 0.9999, which is then what is evaluated and loaded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +149,12 @@ class Run:
     """Where and how the run is carried out; may differ when it is resumed."""
 
     devices: int | None = dataclasses.field(default=None, metadata=WHERE)
-    """Devices to share each batch among (all when not given)."""
+    """Devices to use (all when not given)."""
+    mesh: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict, metadata=WHERE)
+    """What the devices share: data=N the batch, fsdp=N the batch and the parameters, space=N the height of the images.
+    All share the batch when not given, and those that the other axes leave."""
+    steps_per_call: int = dataclasses.field(default=1, metadata=WHERE)
+    """Steps to make in one call of the device, which then need not wait for the host; for data that are kept there."""
     eval_batch_size: int = dataclasses.field(default=1000, metadata=WHERE)
     """Images in a batch of an evaluation, rounded up to a multiple of the devices."""
     checkpoint_every: int | None = dataclasses.field(default=None, metadata=WHERE)
@@ -155,6 +168,18 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distributed:
+    """How several processes find each other; none of it is needed under Slurm, Open MPI, Cloud TPU or Kubernetes."""
+
+    coordinator: str | None = dataclasses.field(default=None, metadata=WHERE)
+    """HOST:PORT of the first process, which the others must reach."""
+    num_processes: int | None = dataclasses.field(default=None, metadata=WHERE)
+    """How many there are."""
+    process_id: int | None = dataclasses.field(default=None, metadata=WHERE)
+    """Which one this is, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """An experiment."""
 
@@ -163,6 +188,7 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     train: Train = dataclasses.field(default_factory=Train)
     run: Run = dataclasses.field(default_factory=Run)
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -214,6 +240,19 @@ def check(config: Config) -> None:
     _positive("run.checkpoint-every", run.checkpoint_every)
     _positive("run.keep", run.keep)
     _positive("run.log-every", run.log_every)
+    _positive("run.steps-per-call", run.steps_per_call)
+    _positive("train.microbatches", train.microbatches)
+    _positive("train.norm-batch", train.norm_batch)
+    if train.ema is not None:
+        _within("train.ema", train.ema, 0, 1)
+    part = train.batch_size // train.microbatches
+    if train.batch_size % train.microbatches:
+        raise InputError(
+            f"train.microbatches: received {train.microbatches}, allowed: a divisor of the batch of {train.batch_size}"
+        )
+    if train.norm_batch is not None and part % train.norm_batch:
+        raise InputError(f"train.norm-batch: received {train.norm_batch}, allowed: a divisor of {part}")
+    meshes.check_axes(run.mesh)
     _positive("data.limit", data.limit)
     _within("train.seed", train.seed, 0, 2**31 - 1)
     _within("data.split-seed", data.split_seed, 0, 2**31 - 1)

@@ -18,6 +18,7 @@ import tyro
 
 from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
+from cnnjax.training import processes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.loop import train
@@ -59,7 +60,8 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
             if arguments.extend:
                 raise InputError("--extend: needs --workdir, the folder of the run to extend")
             workdir = pathlib.Path("runs") / path.stem / f"seed{chosen.train.seed}-{_digest(chosen)}"
-        report = Report()
+        processes.join(chosen.distributed)
+        report = Report(quiet=not processes.is_first())
         result = train(
             chosen,
             workdir,
@@ -70,6 +72,8 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
             report=report,
         )
         report.result(result, workdir)
+    if status.value and processes.several():
+        processes.leave(status.value)
     return status.value
 
 

@@ -61,12 +61,13 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
             model=model,
             optimizer=make_optimizer(config.optimizer, derived.steps),
             image_shape=derived.image_shape,
+            average=config.train.ema is not None,
         )
         target = checkpoint.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(meshes.make_mesh(1)))
         manifest = _choose(directory, best)
         state = checkpoint.restore(directory, manifest, target)
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
-    return LoadedRun(model, state.variables, config, derived, manifest.step, preprocess)
+    return LoadedRun(model, state.evaluated, config, derived, manifest.step, preprocess)
 
 
 def load(run_dir: str | pathlib.Path, *, best: bool = False) -> tuple[nn.Module, dict[str, Any], Config]:

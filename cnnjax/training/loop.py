@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
+import os
 import pathlib
 import signal
 import time
@@ -14,13 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax import data as datasets
 from cnnjax import models
 from cnnjax.analysis import pictures
-from cnnjax.data.order import batch_indices
 from cnnjax.ops.errors import InputError
-from cnnjax.training import checkpoint, metrics, rundir
+from cnnjax.training import checkpoint, metrics, processes, rundir
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
@@ -30,7 +32,7 @@ from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.report import Report
 from cnnjax.training.setup import Derived, double_precision, load_data, make_model, prepare, versions
 from cnnjax.training.state import TrainState, fingerprint, init_state
-from cnnjax.training.step import Preprocess, train_step
+from cnnjax.training.step import Preprocess, Update, train_step
 
 
 def train(
@@ -64,30 +66,36 @@ def train(
       InputError: the configuration, the data or the folder can't be right; nothing was changed.
       RunError: training failed; the newest good checkpoint is kept.
     """
-    report = report or Report(quiet=True)
+    first = processes.is_first
+    report = report if report and first() else Report(quiet=True)
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         stack.enter_context(double_precision(config.train.dtype == "float64"))
         configs.check(config)
-        rundir.examine(workdir, config, extend=extend)
-        finished = _finished(workdir, config)
-        if finished is not None and dataset is None and rundir.same_sources(workdir, config):
+        processes.from_first(lambda: rundir.examine(workdir, config, extend=extend))
+        finished = processes.from_first(lambda: _finished(workdir, config))
+        if (
+            finished is not None
+            and dataset is None
+            and processes.from_first(lambda: rundir.same_sources(workdir, config))
+        ):
             return finished
 
         # Wrong names are found before anything slow or lasting.
-        mesh = meshes.make_mesh(config.run.devices)
-        meshes.check_batch(config.train.batch_size, mesh)
+        mesh = meshes.make_mesh(config.run.devices, config.run.mesh)
+        meshes.check_batch(config.train.batch_size, mesh, config.train.microbatches)
         make_optimizer(config.optimizer, 1)
         loss = metrics.make_loss(config.train.loss, config.train.label_smoothing)
         make_model(config, 1)
         if config.run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise InputError("run.tensorboard: needs the extra: pip install 'cnnjax[tensorboard]'")
 
-        dataset = dataset or load_data(config)
-        splits, derived = prepare(config, dataset)
+        dataset = dataset or processes.together(lambda: load_data(config))
+        splits, derived = processes.together(lambda: prepare(config, dataset))
+        same_data = functools.partial(_check_same_data, workdir, derived)
+        processes.from_first(same_data)
         if finished is not None:
-            _check_same_data(rundir.read_config(workdir)["derived"], derived, workdir)
             return finished
         if not derived.classes and config.train.loss != "squared_error":
             raise InputError(
@@ -97,30 +105,40 @@ def train(
         model = make_model(config, derived.num_classes)
         preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
         optimizer = make_optimizer(config.optimizer, derived.steps)
-        init = functools.partial(init_state, model=model, optimizer=optimizer, image_shape=derived.image_shape)
+        init = functools.partial(
+            init_state,
+            model=model,
+            optimizer=optimizer,
+            image_shape=derived.image_shape,
+            average=config.train.ema is not None,
+        )
         key = jax.random.key(config.train.seed)
         shapes = _shapes(init, key, config)  # a model that can't take the images says so here
-        stack.enter_context(rundir.lock(workdir))
-        rundir.examine(workdir, config, extend=extend)  # again, now that no other process can change it
-        record = functools.partial(_record, workdir, config, derived, mesh, experiment, experiment_file)
-        begun = (workdir / "config.json").exists()
-        if begun:
-            _check_same_data(rundir.read_config(workdir)["derived"], derived, workdir)
-        else:
-            record(0)
 
+        def claim() -> bool:
+            """Takes the folder, and says whether a run was begun in it."""
+            stack.enter_context(rundir.lock(workdir))
+            rundir.examine(workdir, config, extend=extend)  # again, now that no other run can change it
+            _check_same_data(workdir, derived)
+            return (workdir / "config.json").exists()
+
+        begun = processes.from_first(claim)
+        record = functools.partial(_record, workdir, config, derived, mesh, experiment, experiment_file)
+        if not begun:
+            processes.from_first(lambda: record(0))
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
-        everywhere = meshes.replicated(mesh)
-        state, progress = _restore(checkpoints, checkpoint.abstract(shapes, everywhere), config, report)
+        placement = meshes.state_shardings(shapes, mesh)
+        state, progress = _restore(checkpoints, checkpoint.abstract(shapes, placement), config, report)
         progress.since = began
         if begun:
-            record(progress.step)  # only now that the run is known to go on
+            processes.from_first(lambda: record(progress.step))  # only now that the run is known to go on
         if state is None:
-            state = jax.jit(init, out_shardings=everywhere)(key)
-        rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step)
-        stack.callback(rows.close)
-        write_scalars = _tensorboard(workdir, stack) if config.run.tensorboard else lambda step, split, values: None
+            state = jax.jit(init, out_shardings=placement)(key)
+        rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step) if first() else None
+        if rows:
+            stack.callback(rows.close)
+        write_scalars = _tensorboard(workdir, stack) if config.run.tensorboard and first() else lambda *_: None
 
         def measured(step: int, split: str, sums: dict[str, float]) -> dict[str, float]:
             """What is reported of sums: written down, and refused where it is not finite."""
@@ -129,7 +147,8 @@ def train(
                 raise RunError(
                     f"step {step}: the {split} loss is {values['loss']}; {workdir} keeps earlier checkpoints"
                 )
-            rows.write(step, split, values)
+            if rows:
+                rows.write(step, split, values)
             write_scalars(step, split, values)
             progress.latest[split] = values
             return values
@@ -145,11 +164,18 @@ def train(
         place = functools.partial(Feed, mesh=mesh, limit=config.data.resident_mb * 2**20)
         feeds = {name: place(arrays) for name, arrays in splits.items()}
         started = time.monotonic()
-        take_step = feeds["train"].compile(
-            functools.partial(train_step, model=model, optimizer=optimizer, loss=loss, preprocess=preprocess),
+        take_steps = feeds["train"].compile_steps(
+            functools.partial(
+                train_step,
+                model=model,
+                optimizer=optimizer,
+                loss=loss,
+                preprocess=preprocess,
+                update=Update.of(config.train, mesh),
+            ),
             state,
             config.train.batch_size,
-            donate=True,
+            1 if profile else config.run.steps_per_call,
         )
         compile_seconds = time.monotonic() - started
         evaluate = functools.partial(
@@ -164,12 +190,16 @@ def train(
         steps, size = derived.steps, config.train.batch_size
         examples = len(splits["train"])
         evaluate_every = config.train.evaluate_every or max(1, -(-examples // size))
-        window: list[dict[str, jax.Array]] = []  # of the steps since the last line of training metrics
+        window: list[tuple[int, dict[str, jax.Array]]] = []  # of the steps since the last line of training metrics
 
         def flush(step: int) -> None:
             """Fetches the metrics of the steps since the last call, refusing a loss that is not finite."""
             nonlocal clock
-            fetched = jax.device_get(window)
+            fetched = [
+                {name: np.atleast_1d(values)[i] for name, values in sums.items()}
+                for count, sums in jax.device_get(window)
+                for i in range(count)
+            ]
             window.clear()
             progress.train_seconds += time.monotonic() - clock
             for number, sums in enumerate(fetched, step - len(fetched) + 1):
@@ -196,15 +226,21 @@ def train(
         stack.callback(report.stop)
         clock = time.monotonic()
         first_traced = min(steps, progress.step + 11)  # past the steps in which caches warm up
-        for step in range(progress.step + 1, steps + 1):
-            if profile and step == first_traced:
+        several = 1 if profile else config.run.steps_per_call
+        stops = [evaluate_every, config.run.log_every, config.run.checkpoint_every or steps]
+        step = progress.step
+        upcoming = feeds["train"].batches(step, steps, size, config.train.seed)
+        stack.callback(upcoming.close)
+        while step < steps:
+            if profile and step + 1 == first_traced:
                 jax.profiler.start_trace(workdir / "profile")
                 stack.callback(_stop_trace)
-            index = batch_indices(examples, size, step - 1, config.train.seed)
-            state, sums = take_step(state, index)
-            window.append(sums)
-            if len(window) > 2:  # never more than two steps ahead of the device: a stop is prompt and the bar honest
-                window[-3]["loss"].block_until_ready()
+            batches = list(itertools.islice(upcoming, min(several, steps - step, *(n - step % n for n in stops))))
+            state, sums = take_steps(state, batches)
+            step += len(batches)
+            window.append((len(batches), sums))
+            if len(window) > 2:  # never more than two calls ahead of the device: a stop is prompt and the bar honest
+                window[-3][1]["loss"].block_until_ready()
             report.advance(step)
             if profile and step == min(steps, first_traced + 9):
                 flush(step)
@@ -215,7 +251,8 @@ def train(
             at_evaluation = step % evaluate_every == 0 or step == steps
             at_checkpoint = config.run.checkpoint_every and step % config.run.checkpoint_every == 0
             at_log = step % config.run.log_every == 0 or step == steps
-            if not (at_evaluation or at_checkpoint or at_log or stop.requested):
+            stopping = stop.requested or (processes.asked_to_stop(step) and signal.SIGTERM)
+            if not (at_evaluation or at_checkpoint or at_log or stopping):
                 continue
             flush(step)
             if at_log:
@@ -223,7 +260,7 @@ def train(
                 progress.window = {}
             score, better = None, False
             if at_evaluation and "validation" in feeds:
-                values = measured(step, "validation", evaluate(state.variables, feeds["validation"])[0])
+                values = measured(step, "validation", evaluate(state.evaluated, feeds["validation"])[0])
                 # Of equal accuracies the lower loss is the better: small validation sets have many.
                 score = [values["accuracy"], -values["loss"]] if "accuracy" in values else [-values["loss"]]
                 better = progress.best_score is None or score > progress.best_score
@@ -231,14 +268,14 @@ def train(
                     progress.best_step, progress.best_score = step, score
             if at_evaluation:
                 report.milestone(step, progress.latest.get("train", {}), progress.latest.get("validation", {}), better)
-            if at_evaluation or at_checkpoint or stop.requested:
+            if at_evaluation or at_checkpoint or stopping:
                 save(step, score)
-            if stop.requested and step < steps:
+            if stopping and step < steps:
                 checkpoints.wait()
                 raise Interrupted(
                     f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} "
                     f"goes on",
-                    stop.requested,
+                    stopping,
                 )
             clock = time.monotonic()
         checkpoints.wait()
@@ -255,7 +292,7 @@ def train(
         }
         outputs = None
         if "test" in feeds:
-            sums, outputs = evaluate(state.variables, feeds["test"])
+            sums, outputs = evaluate(state.evaluated, feeds["test"])
             measured(steps, "test", sums)
         for split, values in progress.latest.items():
             result |= {f"{split}_{name}": value for name, value in values.items()}
@@ -265,27 +302,34 @@ def train(
             if len(progress.best_score) > 1:
                 result["best_validation_accuracy"] = progress.best_score[0]
             if "test" in feeds:
-                best = _best_variables(checkpoints, progress.best_step, shapes, everywhere, report)
+                best = _best_variables(checkpoints, progress.best_step, checkpoint.abstract(shapes, placement), report)
                 if best is not None:
                     values = metrics.averages(evaluate(best, feeds["test"])[0], derived.num_classes)
                     result |= {f"best_test_{name}": value for name, value in values.items()}
         progress.seconds += time.monotonic() - progress.since
-        result |= {
-            "seconds": progress.seconds,
-            "train_seconds": progress.train_seconds,
-            "compile_seconds": compile_seconds,
-            "examples_per_second": progress.rate,
-            "fingerprint": fingerprint(state),
-            "versions": versions(),
-            "devices": meshes.describe(mesh),
-            "history": rundir.read_config(workdir)["history"],
-        }
-        pictures.curves(rows.rows, workdir / "curves.png", title=f"{experiment}, seed {config.train.seed}")
-        if outputs is not None and derived.classes:
-            test = splits["test"]
-            pictures.predictions(test.image, test.label, outputs, derived.classes, workdir / "predictions.png")
-        rundir.write_json(workdir / "result.json", result)
-        return result
+        state = processes.whole(state, meshes.replicated(mesh))
+
+        def conclude() -> dict[str, Any]:
+            nonlocal result
+            result |= {
+                "seconds": progress.seconds,
+                "train_seconds": progress.train_seconds,
+                "compile_seconds": compile_seconds,
+                "examples_per_second": progress.rate,
+                "fingerprint": fingerprint(state),
+                "versions": versions(),
+                "devices": meshes.describe(mesh),
+                "history": rundir.read_config(workdir)["history"],
+            }
+            assert rows is not None
+            pictures.curves(rows.rows, workdir / "curves.png", title=f"{experiment}, seed {config.train.seed}")
+            if outputs is not None and derived.classes:
+                test = splits["test"]
+                pictures.predictions(test.image, test.label, outputs, derived.classes, workdir / "predictions.png")
+            rundir.write_json(workdir / "result.json", result)
+            return result
+
+        return processes.from_first(conclude)
 
 
 # ---- where a run stands --------------------------------------------------------------------------------------------
@@ -344,10 +388,11 @@ def _restore(
     return state, _Progress.from_meta(manifest.meta)
 
 
-def _best_variables(checkpoints, step, shapes, sharding, report) -> dict[str, Any] | None:
+def _best_variables(
+    checkpoints: checkpoint.Checkpoints, step: int, target: TrainState, report: Report
+) -> dict[str, Any] | None:
     try:
-        manifest = checkpoint.read_manifest(checkpoints.directory, step)
-        return checkpoint.restore(checkpoints.directory, manifest, checkpoint.abstract(shapes, sharding)).variables
+        return checkpoint.restore(checkpoints.directory, checkpoints.intact(step), target).evaluated
     except RunError as error:
         report.warn(f"the best step can't be evaluated on the test images: {error}")
         return None
@@ -362,8 +407,11 @@ def _finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
     return result if same else None
 
 
-def _check_same_data(before: dict[str, Any], derived: Derived, workdir: pathlib.Path) -> None:
-    """Refuses data, or a length, that the run in the folder was not begun with."""
+def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
+    """Refuses data, or a length, that a run in the folder was not begun with."""
+    if not (workdir / "config.json").exists():
+        return
+    before = rundir.read_config(workdir)["derived"]
     for name, value in json.loads(json.dumps(dataclasses.asdict(derived))).items():
         # Where files lie may change, and so may the number of steps; what is in them may not.
         if name not in ("steps", "provenance") and before.get(name) != value:
@@ -423,7 +471,9 @@ def _stop_trace() -> None:
 
 def _all_finite(state: TrainState) -> bool:
     leaves = [
-        leaf for leaf in jax.tree.leaves((state.params, state.batch_stats)) if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        leaf
+        for leaf in jax.tree.leaves((state.params, state.batch_stats, state.ema))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
     return bool(jax.device_get(_finite(leaves)))
 
@@ -434,19 +484,26 @@ def _finite(leaves):
 
 
 class _StopSignal(contextlib.AbstractContextManager):
-    """While it is open, Ctrl-C and SIGTERM set `requested` to the signal's number; a second one kills as usual."""
+    """While it is open, Ctrl-C and SIGTERM set `requested` to the signal's number; a second one kills as usual.
+
+    Of several processes one may be asked alone: JAX hears SIGTERM there, and tells all (`processes.asked_to_stop`).
+    """
 
     def __init__(self):
         self.requested = 0
         self._before: dict[int, Any] = {}
 
     def _request(self, number, frame):
-        self.requested = number
         signal.signal(number, self._before[number])
+        if processes.several():
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.requested = number
 
     def __enter__(self):
+        heard = (signal.SIGINT,) if processes.several() else (signal.SIGINT, signal.SIGTERM)
         with contextlib.suppress(ValueError):  # not in the main thread, where signals can't be caught: no matter
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in heard:
                 self._before[number] = signal.signal(number, self._request)
         return self
 

@@ -12,7 +12,7 @@ import pytest
 RUN = """
 import os, signal, sys
 moment, workdir = sys.argv[1:]
-from cnnjax.training import checkpoint, loop
+from cnnjax.training import checkpoint, feed, loop
 from experiments import quickstart
 
 def die():
@@ -26,7 +26,7 @@ def before(function, when):
     return wrapped
 
 if moment == "between two steps of an epoch":
-    loop.batch_indices = before(loop.batch_indices, lambda n, size, step, seed: step == 17)
+    feed.batch_indices = before(feed.batch_indices, lambda n, size, step, seed: step == 17)
 elif moment == "while arrays are being written":
     original = checkpoint.ocp.save_async
     def save_async(path, *args, **kwargs):
@@ -49,8 +49,8 @@ elif moment == "during the very first save":
 elif moment == "after the last save, before the result":
     loop.pictures.curves = lambda *args, **kwargs: die()
 elif moment == "SIGTERM":
-    loop.batch_indices = before(
-        loop.batch_indices, lambda n, size, step, seed: step == 17 and os.kill(os.getpid(), signal.SIGTERM)
+    feed.batch_indices = before(
+        feed.batch_indices, lambda n, size, step, seed: step == 17 and os.kill(os.getpid(), signal.SIGTERM)
     )
 sys.exit(quickstart.main([
     "--workdir", workdir, "--train.steps", "40", "--train.evaluate-every", "20", "--run.checkpoint-every", "7",

@@ -10,7 +10,7 @@ import pytest
 
 import cnnjax
 from cnnjax.ops.errors import InputError
-from cnnjax.training import RunError, checkpoint, config, loop, train
+from cnnjax.training import RunError, checkpoint, config, feed, loop, train
 
 
 def change(cfg, section, **fields):
@@ -91,7 +91,7 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data
     cfg = change(tiny_config, "run", checkpoint_every=4)
     whole = train(cfg, tmp_path / "whole", dataset=tiny_data)
 
-    original = loop.batch_indices
+    original = feed.batch_indices
 
     def stopping(n, size, step, seed):
         if step == stop_at:
@@ -99,7 +99,7 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data
         return original(n, size, step, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batch_indices", stopping)
+        patch.setattr(feed, "batch_indices", stopping)
         with pytest.raises(Stopped):
             train(cfg, tmp_path / "parts", dataset=tiny_data)
     resumed = train(cfg, tmp_path / "parts", dataset=tiny_data)
