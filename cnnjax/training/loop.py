@@ -128,6 +128,7 @@ def train(
             processes.from_first(lambda: record(0))
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
+        stack.enter_context(processes.ending_together(workdir))  # before waiting for a save that can't end
         placement = meshes.state_shardings(shapes, mesh)
         state, progress = _restore(checkpoints, checkpoint.abstract(shapes, placement), config, report)
         progress.since = began

@@ -5,10 +5,12 @@ must see (a shared file system). What it finds there, an error included, it tell
 one that has given up.
 """
 
+import contextlib
 import json
 import os
+import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
 import jax
@@ -173,6 +175,26 @@ def whole(values: Any, sharding: jax.sharding.Sharding) -> Any:
     if all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(values)):
         return values
     return jax.jit(lambda x: x, out_shardings=sharding)(values)
+
+
+@contextlib.contextmanager
+def ending_together(workdir: pathlib.Path) -> Generator[None]:
+    """Ends this process with a message where JAX can't go on because another one is gone.
+
+    JAX's own watch over the processes ends those that are not waiting for a computation, with a message of its own.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not several():
+            raise
+        reason = str(error).partition("\n")[0]
+        print(
+            f"error: process {jax.process_index()} can't go on, most likely because another is gone ({reason}); the "
+            f"newest good checkpoint in {workdir} is kept: start all processes again, and the run goes on from it",
+            file=sys.stderr,
+        )
+        leave(1)
 
 
 def leave(status: int) -> NoReturn:
