@@ -209,7 +209,7 @@ def moving_average(average: Any, values: Any, step: jax.Array, decay: float) -> 
       step: int32 [], updates made, from 1: the decay is at most (1 + step) / (10 + step).
       decay: between 0 and 1.
     """
-    weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    weight = jnp.maximum(1 - decay, 9 / (10 + step))  # which is 1 - (1 + step) / (10 + step)
     return jax.tree.map(lambda old, new: old + weight.astype(old.dtype) * (new - old), average, values)
 
 

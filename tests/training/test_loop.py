@@ -323,3 +323,60 @@ def test_class_losses_need_classes(tiny_config, tiny_data, tmp_path):
     with pytest.raises(InputError, match=r"train.loss: received 'cross_entropy', allowed: 'squared_error'"):
         train(tiny_config, tmp_path / "run", dataset=numbers)
     assert not (tmp_path / "run").exists()
+
+
+def test_several_steps_a_call_are_the_same_run(tiny_config, tiny_data, tmp_path):
+    """Metric lines, checkpoints and result where they were; and resumed with another number."""
+    one = train(tiny_config, tmp_path / "one", dataset=tiny_data)
+    cfg = change(tiny_config, "run", steps_per_call=4)
+    many = train(cfg, tmp_path / "many", dataset=tiny_data)
+    assert many["test_loss"] == pytest.approx(one["test_loss"], rel=1e-4)
+    places = [[(row["step"], row["split"]) for row in metrics_of(tmp_path / name)] for name in ("one", "many")]
+    assert places[0] == places[1]
+    assert sorted(p.name for p in (tmp_path / "many" / "checkpoints").iterdir()) == sorted(
+        p.name for p in (tmp_path / "one" / "checkpoints").iterdir()
+    )
+    with pytest.raises(InputError, match=r"run\.steps-per-call: received 4, allowed: 1 for examples"):
+        train(change(cfg, "data", resident_mb=0), tmp_path / "streamed", dataset=tiny_data)
+
+
+def test_a_moving_average_is_evaluated_saved_and_loaded(tiny_config, tiny_data, tmp_path):
+    """Its own accuracy in the metrics, in the fingerprint, through a resumed run, and from `cnnjax.load`."""
+    cfg = change(tiny_config, "train", ema=0.9)
+    whole = train(cfg, tmp_path / "whole", dataset=tiny_data)
+    plain = train(tiny_config, tmp_path / "plain", dataset=tiny_data)
+    assert whole["train_loss"] == plain["train_loss"]  # training does not see it
+    assert whole["validation_loss"] != plain["validation_loss"]
+    assert whole["fingerprint"] != plain["fingerprint"]
+
+    model, variables, _ = cnnjax.load(tmp_path / "whole")
+    from cnnjax.training import load_run, metrics
+
+    run = load_run(tmp_path / "whole")
+    outputs = model.apply(variables, run.preprocess(tiny_data.test.image))
+    assert float(metrics.cross_entropy(outputs, tiny_data.test.label).mean()) == pytest.approx(
+        whole["test_loss"], rel=1e-5
+    )
+    for name in ("24", "24.json"):  # as if killed before the last checkpoint was written
+        (tmp_path / "whole" / "checkpoints" / name).rename(tmp_path / name)
+    (tmp_path / "whole" / "result.json").unlink()
+    assert train(cfg, tmp_path / "whole", dataset=tiny_data)["fingerprint"] == whole["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        ("train", {"microbatches": 3}, "train.microbatches: received 3, allowed: a divisor of the batch of 16"),
+        ("train", {"microbatches": 0}, "train.microbatches: received 0, allowed: a number above 0"),
+        ("train", {"norm_batch": 5}, "train.norm-batch: received 5, allowed: a divisor of 16"),
+        ("train", {"norm_batch": 16, "microbatches": 2}, "train.norm-batch: received 16, allowed: a divisor of 8"),
+        ("train", {"ema": 1.5}, "train.ema: received 1.5, allowed: 0 to 1"),
+        ("run", {"steps_per_call": 0}, "run.steps-per-call: received 0, allowed: a number above 0"),
+        ("run", {"mesh": {"model": 2}}, "run.mesh: received model=2, allowed: axes named data, fsdp, space"),
+        ("run", {"mesh": {"fsdp": 2}, "devices": 3}, "run.mesh: received fsdp=2, allowed: axes that multiply to the 3"),
+    ],
+)
+def test_updates_and_meshes_that_can_not_be(tiny_config, tiny_data, tmp_path, section, fields, message):
+    with pytest.raises(InputError, match=message):
+        train(change(tiny_config, section, **fields), tmp_path / "run", dataset=tiny_data)
+    assert not (tmp_path / "run").exists()
