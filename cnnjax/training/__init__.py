@@ -1,6 +1,6 @@
 """Configuration, state, step, loop, optimizer, checkpoints, metrics and mesh."""
 
-from cnnjax.training.config import Config, Data, Model, Optimizer, Run, Train
+from cnnjax.training.config import Config, Data, Distributed, Model, Optimizer, Run, Train
 from cnnjax.training.errors import Interrupted, RunError
 from cnnjax.training.launch import launch
 from cnnjax.training.load import LoadedRun, load, load_run
@@ -10,6 +10,7 @@ from cnnjax.training.report import Report
 __all__ = [
     "Config",
     "Data",
+    "Distributed",
     "Interrupted",
     "LoadedRun",
     "Model",
