@@ -7,7 +7,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help quickstart test test-slow equivalence lint format types benchmark drawings notebooks clean
+.PHONY: help quickstart test test-slow equivalence torture lint format types benchmark drawings notebooks clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -34,6 +34,9 @@ test-slow: $(VENV)/.installed-$(EXTRAS)         ## the tests that take longer
 equivalence: $(VENV)/.installed-$(EXTRAS)       ## every convolution against its definition, in 3,000 cases
 	$(BIN)/python tests/ops/equivalence.py --workers $(WORKERS) --write docs/equivalence.md
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m equivalence
+
+torture: $(VENV)/.installed                    ## runs killed and checkpoints damaged at random, nothing lost (15 minutes)
+	$(BIN)/python tests/training/torture.py
 
 lint: $(VENV)/.installed-dev                    ## ruff
 	$(BIN)/ruff check .
