@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -20,6 +21,9 @@ from orbax.checkpoint import v1 as ocp
 
 from cnnjax.training import processes
 from cnnjax.training.errors import RunError
+
+# Orbax's threads print a traceback each for what `_failed` says in a line.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run()" not in record.getMessage())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
 from cnnjax.training.checkpoint import write_atomically
 from cnnjax.training.config import Config
+from cnnjax.training.errors import RunError
 
 _HORIZON = ("train.steps", "train.epochs")  # the part of *what* that `--extend` may change
 
@@ -122,14 +123,21 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends a line, unless a resumed run has it already."""
+        """Appends a line, unless a resumed run has it already.
+
+        Raises:
+          RunError: the disk is full, or fails.
+        """
         if (step, split) in self._seen:
             return
         row = {"step": step, "split": split, **values}
         self._seen.add((step, split))
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"{self._file.name} can't be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Closes the file."""
