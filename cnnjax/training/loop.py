@@ -73,6 +73,7 @@ def train(
         began = time.monotonic()
         stack.enter_context(double_precision(config.train.dtype == "float64"))
         configs.check(config)
+        processes.agree("configuration", json.dumps(configs.what(config), sort_keys=True))
         processes.from_first(lambda: rundir.examine(workdir, config, extend=extend))
         finished = processes.from_first(lambda: _finished(workdir, config))
         if (
@@ -93,8 +94,8 @@ def train(
 
         dataset = dataset or processes.together(lambda: load_data(config))
         splits, derived = processes.together(lambda: prepare(config, dataset))
-        same_data = functools.partial(_check_same_data, workdir, derived)
-        processes.from_first(same_data)
+        processes.agree("sha256 of the data", derived.sha256)
+        processes.from_first(lambda: _check_same_data(workdir, derived))
         if finished is not None:
             return finished
         if not derived.classes and config.train.loss != "squared_error":

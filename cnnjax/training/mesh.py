@@ -51,6 +51,8 @@ def make_mesh(devices: int | None = None, axes: Mapping[str, int] | None = None,
     available = list(jax.devices() if among is None else among)
     if devices is not None and devices > len(available):
         raise InputError(f"run.devices: received {devices}, allowed: 1 to {len(available)} (the devices JAX sees)")
+    if devices is not None and devices < len(available) and jax.process_count() > 1 and among is None:
+        raise InputError(f"run.devices: received {devices}, allowed: {len(available)}, all those of the processes")
     chosen = available[:devices]
     shape = _shape(dict(axes or {}), len(chosen))
     if among is None:

@@ -6,6 +6,7 @@ one that has given up.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -37,7 +38,8 @@ def launcher() -> str | None:
         return "Cloud TPU on GKE"
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return "Kubernetes"
-    if os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
+    chips = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
+    if chips and importlib.util.find_spec("libtpu") and "tpu" in env.get("JAX_PLATFORMS", "tpu"):
         return "Cloud TPU"  # of one host or of several: JAX asks the machine
     return None
 
@@ -146,6 +148,22 @@ def together(function: Callable[[], Any]) -> Any:
         if theirs:
             raise RunError(f"process {index}: {theirs}")
     return value
+
+
+def agree(name: str, value: str) -> None:
+    """Makes sure that every process has the same `value`.
+
+    Raises:
+      InputError: this one's is another than the first one's.
+      RunError: another process's is.
+    """
+
+    def compare() -> None:
+        if value != firsts:
+            raise InputError(f"{name}: process {jax.process_index()} has {value}, allowed: {firsts}, as the first")
+
+    firsts = from_first(lambda: value)
+    together(compare)
 
 
 def _broadcast(value: Any) -> Any:

@@ -21,8 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = ("--train.steps", "6", "--train.evaluate-every", "3", "--train.dtype", "float64")
 
 
-def start(count, workdir, *options):
-    """The quickstart in as many processes of one device each."""
+def start(count, workdir, *options, each=()):
+    """The quickstart in as many processes of one device each; `each` are options with the process's {number}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,6 +31,7 @@ def start(count, workdir, *options):
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "experiments.quickstart", "--workdir", str(workdir), *options),
+                *(word.format(number=number) for word in each),
                 *((*several, "--distributed.process-id", str(number)) if count > 1 else ()),
             ],
             stdout=subprocess.PIPE,
@@ -125,6 +126,16 @@ def test_the_mistake_that_one_finds_ends_all(tmp_path):
         assert f"error: workdir: {tmp_path} is not empty and holds no run" in error
         assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.slow
+def test_processes_that_were_told_different_things(tmp_path):
+    said = finish(start(2, tmp_path / "run", *SHORT, each=("--train.seed", "{number}")), statuses=(1, 2))
+    assert "process 1 has" in said[0][1]
+    assert "error: configuration: process 1 has" in said[1][1]
+    assert not (tmp_path / "run").exists()
+    said = finish(start(2, tmp_path / "run", *SHORT, "--run.devices", "1"), statuses=(2,))
+    assert "run.devices: received 1, allowed: 2, all those of the processes" in said[0][1]
 
 
 LONG = ("--train.steps", "60", "--train.evaluate-every", "20", "--run.checkpoint-every", "10")
