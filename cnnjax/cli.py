@@ -1,9 +1,11 @@
 """The `cnnjax` command."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -25,6 +27,7 @@ usage: cnnjax COMMAND [arguments]      (cnnjax COMMAND --help teaches each)
   models                    the networks there are: parameters, multiply-adds, who published them with what
   summary NAME|FILE         a network layer by layer, as a table, JSON or a drawing
   data                      the data sets there are; look at one; prepare one for TFDS
+  plan NAME|FILE            what a training step needs on TPUs, by the TPU compiler, before paying for them
 
 start here: cnnjax run quickstart
 """
@@ -483,7 +486,176 @@ def _data(argv: list[str]) -> None:
         print(f"  picture    {chosen.picture}")
 
 
+# ---- plan ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    experiment: tyro.conf.Positional[str]
+    """Its name, or a file."""
+    topology: str
+    """The slice: v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:2x2 ..."""
+    batch_per_chip: int | None = None
+    """Images for each chip, in place of the experiment's batch."""
+    mesh: Annotated[dict[str, Any] | None, FIELDS] = None
+    """What the chips share, as --run.mesh: data=4 fsdp=4 ..."""
+    largest_batch: bool = False
+    """Double the batch until it no longer fits, from --batch-per-chip or 8 a chip."""
+    compare: tuple[str, ...] = ()
+    """Further plans beside this one, each the options that differ, in quotes: "mesh fsdp=4" "train.norm-batch 32"."""
+    input: str | None = None
+    """Height, width and channels of the images, as 224,224,3, of data that cnnjax does not know."""
+    classes: int | None = None
+    """Their classes."""
+    timeout: float = 1800
+    """Seconds that a compilation may take."""
+    json: bool = False
+    """Print JSON."""
+
+
+PLAN_HELP = """What a training step of an experiment needs on a slice of TPUs: the TPU compiler compiles the real step
+on this machine (the `tpu` extra; no TPU, no data). Memory, operations, bytes and collectives are the compiler's
+figures. Times, examples per second and MFU are a roofline by them: what bounds a step, not what it will take. All
+options of the experiment may follow: --train.dtype bfloat16 --train.norm-batch 32 --model.fields remat=True"""
+
+
+def _plan(argv: list[str]) -> None:
+    if argv == ["--child"]:
+        return _plan_child()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the compiler is for the child: here it would look for chips
+    plans = [_one_plan(argv)]
+    if plans[0].chosen.largest_batch:
+        plans = _doubled(plans[0])
+    else:
+        # Without its hyphens at first, which would make an option of it.
+        others = [f"--{options.removeprefix('--')}" for options in plans[0].chosen.compare]
+        plans += [_one_plan([*argv, *shlex.split(options)], options) for options in others]
+        for one in plans:
+            one.compile()
+    if plans[0].chosen.json:
+        print(json.dumps([one.found for one in plans] if len(plans) > 1 else plans[0].found))
+    else:
+        _print_plans(plans)
+    return None
+
+
+@dataclasses.dataclass
+class _OnePlan:
+    chosen: _Plan
+    config: Config
+    title: str
+    file: str
+    found: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def compile(self, batch_per_chip: int | None = None) -> dict[str, Any]:
+        from cnnjax.training import plan
+
+        shape = tuple(int(size) for size in self.chosen.input.split(",")) if self.chosen.input else None
+        print(f"compiling {self.title} for {self.chosen.topology} ...", file=sys.stderr, flush=True)
+        self.found = plan.plan(
+            self.config,
+            self.chosen.topology,
+            plan.child_command(),
+            batch_per_chip=batch_per_chip or self.chosen.batch_per_chip,
+            shape=shape,
+            classes=self.chosen.classes,
+            extra={"experiment_file": self.file},
+            timeout=self.chosen.timeout,
+        )
+        return self.found
+
+
+def _one_plan(argv: list[str], title: str = "") -> _OnePlan:
+    from cnnjax.training import plan
+    from cnnjax.training.launch import read_arguments
+
+    chosen, rest = parse(_Plan, argv, program="cnnjax plan", description=PLAN_HELP, return_unknown_args=True)
+    if chosen.input and not all(size.isdigit() for size in chosen.input.split(",")):
+        raise InputError(f"input: received {chosen.input!r}, allowed: H,W,C, such as 224,224,3")
+    plan.chip_of(chosen.topology)
+    module = load_experiment(chosen.experiment)
+    if not isinstance(getattr(module, "CONFIG", None), Config):
+        raise InputError(f"experiment: {chosen.experiment} has no CONFIG")
+    file = pathlib.Path(str(module.__file__))
+    config = read_arguments(module.CONFIG, file, rest).config
+    if chosen.mesh is not None:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=chosen.mesh))
+    return _OnePlan(chosen, config, title or file.stem, str(file.resolve()))
+
+
+def _doubled(first: _OnePlan) -> list[_OnePlan]:
+    """Plans of twice the batch each, up to the first that does not fit."""
+    plans, size = [], first.chosen.batch_per_chip or 8
+    while not plans or plans[-1].found["fits"]:
+        plans.append(dataclasses.replace(first, title=f"{size} a chip"))
+        plans[-1].compile(size)
+        size *= 2
+    return plans
+
+
+def _plan_child() -> None:
+    """Compiles what standard input asks for, and prints what the compiler says."""
+    from cnnjax.training import plan
+
+    request = json.load(sys.stdin)
+    load_experiment(request["experiment_file"])  # which may define the network
+    print(json.dumps(plan.answer(request)))
+
+
+def _print_plans(plans: list[_OnePlan]) -> None:
+    from rich.table import Table
+
+    def number(value: float, unit: str = "") -> str:
+        for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if value >= size:
+                return f"{value / size:.3g} {prefix}{unit}"
+        return f"{value:.3g} {unit}"
+
+    found = plans[0].found
+    print(f"{plans[0].chosen.experiment} on {found['topology']}: {found['chips']} x {found['chip']}")
+    table = Table()
+    table.add_column("")
+    for one in plans:
+        table.add_column(one.title, justify="right")
+
+    def row(name: str, text: Any) -> None:
+        table.add_row(name, *(text(one.found) for one in plans))
+
+    def said(kind: str, found: dict[str, Any]) -> str:
+        one = found.get("collectives", {}).get(kind)
+        return f"{one['count']}, {number(one['bytes'], 'B')}" if one else ""
+
+    fitting = lambda text: lambda found: text(found) if "flops" in found else ""
+    row("mesh", lambda found: " ".join(f"{name}={size}" for name, size in found["mesh"].items()))
+    row("batch", lambda found: f"{found['batch_size']:,}")
+    row("of a chip", lambda found: f"{found['batch_size'] / found['chips']:,.6g}")
+    table.add_section()
+    row("peak memory", fitting(lambda found: number(found["memory"], "B")))
+    row("of the chip's", lambda found: f"{found['memory'] / found['memory_limit']:.0%}" if "memory" in found else "")
+    row("fits", lambda found: "yes" if found["fits"] else "no")
+    row("operations", fitting(lambda found: number(found["flops"], "FLOP")))
+    row("bytes moved", fitting(lambda found: number(found["bytes"], "B")))
+    for kind in sorted({kind for one in plans for kind in one.found.get("collectives", {})}):
+        row(kind, functools.partial(said, kind))
+    row("compiled in", fitting(lambda found: f"{found['compile_seconds']:.0f} s"))
+    table.add_section()
+    row("roofline, a step", fitting(lambda found: f"{found['step_seconds'] * 1e3:.3g} ms"))
+    row("bound by", fitting(lambda found: found["bound_by"]))
+    row("examples/s then", fitting(lambda found: f"{found['examples_per_second']:,.0f}"))
+    row("MFU then", fitting(lambda found: f"{found['mfu']:.1%}"))
+    _print_table(table)
+    print(
+        "Memory, operations, bytes, collectives: the compiler's count, of one chip and step. The rest is the roofline."
+    )
+    for one in plans:
+        if one.found.get("reason"):
+            print(f"{one.title}: {one.found['reason'][:300]}")
+
+
 COMMANDS = {
+    "plan": _plan,
     "run": _run,
     "evaluate": _evaluate,
     "predict": _predict,

@@ -1,11 +1,15 @@
 """The convolution that is fastest for the backend, the dtype and the shape, and safe in loops and under sharding.
 
 What there is to choose from is in `cnnjax.ops.dense` and `cnnjax.ops.folded`; what is chosen, in `cnnjax.ops.table`.
-Choices are made while a function is traced, from what is known then: shapes, dtypes and `jax.default_backend()`.
+Choices are made while a function is traced, from what is known then: shapes, dtypes and `jax.default_backend()`, or the
+backend that `compiling_for` names.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,18 @@ from cnnjax.ops.group import by_group, depthwise, is_depthwise, one_group
 from cnnjax.ops.layout import accumulator_dtype, channels_last, result_dtype, to_output
 from cnnjax.ops.xla import conv_xla
 
+_COMPILING_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar("compiling_for", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(backend: str) -> Generator[None]:
+    """`auto` chooses as on `backend` ("cpu", "gpu", "tpu"): for compiling on one machine what another will run."""
+    token = _COMPILING_FOR.set(backend)
+    try:
+        yield
+    finally:
+        _COMPILING_FOR.reset(token)
+
 
 def conv_auto(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     """The convolution that `spec` describes: see the module.
@@ -33,7 +49,7 @@ def conv_auto(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         return by_group(convolve, lhs, rhs, spec)  # which has nothing to compute
     if len(spec.output_space) not in (1, 2, 3) or jnp.issubdtype(lhs.dtype, jnp.complexfloating):
         return conv_xla(lhs, rhs, spec)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = (_COMPILING_FOR.get() or jax.default_backend()) == "cpu"
     if not on_cpu and not is_grouped(lhs, spec):
         return conv_xla(lhs, rhs, spec)
     if is_depthwise(lhs, spec):

@@ -53,7 +53,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
     path = pathlib.Path(file)
     argv = list(sys.argv[1:] if argv is None else argv)
     with exit_status() as status:
-        arguments = _parse(config, path, argv)
+        arguments = read_arguments(config, path, argv)
         chosen = arguments.config
         workdir = arguments.workdir
         if workdir is None:
@@ -88,7 +88,9 @@ def _digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _parse(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
+def read_arguments(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
+    """What an experiment's command line asks for: its configuration with the options laid over it, and where to run."""
+
     def read(default: _Arguments) -> _Arguments:
         return parse(
             _Arguments,

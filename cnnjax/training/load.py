@@ -1,7 +1,6 @@
 """A finished or half-finished run, loaded again: its network, its parameters, its configuration."""
 
 import dataclasses
-import functools
 import pathlib
 import warnings
 from typing import Any
@@ -17,8 +16,7 @@ from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.optimizer import make_optimizer
-from cnnjax.training.setup import Derived, double_precision, make_model
-from cnnjax.training.state import init_state
+from cnnjax.training.setup import Derived, double_precision, make_init, make_model
 from cnnjax.training.step import Preprocess
 
 
@@ -56,13 +54,8 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
     model = make_model(config, derived.num_classes)
     dtype = jnp.dtype(config.train.dtype)
     with double_precision(config.train.dtype == "float64"):
-        init = functools.partial(
-            init_state,
-            model=model,
-            optimizer=make_optimizer(config.optimizer, derived.steps),
-            image_shape=derived.image_shape,
-            average=config.train.ema is not None,
-        )
+        optimizer = make_optimizer(config.optimizer, derived.steps)
+        init = make_init(config, model, optimizer, derived.image_shape)
         target = checkpoint.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(meshes.make_mesh(1)))
         manifest = _choose(directory, best)
         state = checkpoint.restore(directory, manifest, target)

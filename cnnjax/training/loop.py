@@ -30,9 +30,18 @@ from cnnjax.training.errors import Interrupted, RunError
 from cnnjax.training.feed import Feed, evaluate_split
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.report import Report
-from cnnjax.training.setup import Derived, double_precision, load_data, make_model, prepare, versions
-from cnnjax.training.state import TrainState, fingerprint, init_state
-from cnnjax.training.step import Preprocess, Update, train_step
+from cnnjax.training.setup import (
+    Derived,
+    double_precision,
+    load_data,
+    make_init,
+    make_model,
+    make_step,
+    prepare,
+    versions,
+)
+from cnnjax.training.state import TrainState, fingerprint
+from cnnjax.training.step import Preprocess
 
 
 def train(
@@ -87,7 +96,7 @@ def train(
         mesh = meshes.make_mesh(config.run.devices, config.run.mesh)
         meshes.check_batch(config.train.batch_size, mesh, config.train.microbatches)
         make_optimizer(config.optimizer, 1)
-        loss = metrics.make_loss(config.train.loss, config.train.label_smoothing)
+        metrics.make_loss(config.train.loss, config.train.label_smoothing)
         make_model(config, 1)
         if config.run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise InputError("run.tensorboard: needs the extra: pip install 'cnnjax[tensorboard]'")
@@ -106,13 +115,7 @@ def train(
         model = make_model(config, derived.num_classes)
         preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
         optimizer = make_optimizer(config.optimizer, derived.steps)
-        init = functools.partial(
-            init_state,
-            model=model,
-            optimizer=optimizer,
-            image_shape=derived.image_shape,
-            average=config.train.ema is not None,
-        )
+        init = make_init(config, model, optimizer, derived.image_shape)
         key = jax.random.key(config.train.seed)
         shapes = _shapes(init, key, config)  # a model that can't take the images says so here
 
@@ -167,14 +170,7 @@ def train(
         feeds = {name: place(arrays) for name, arrays in splits.items()}
         started = time.monotonic()
         take_steps = feeds["train"].compile_steps(
-            functools.partial(
-                train_step,
-                model=model,
-                optimizer=optimizer,
-                loss=loss,
-                preprocess=preprocess,
-                update=Update.of(config.train, mesh),
-            ),
+            make_step(config, model, optimizer, preprocess, mesh),
             state,
             config.train.batch_size,
             1 if profile else config.run.steps_per_call,

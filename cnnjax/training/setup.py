@@ -2,21 +2,26 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import platform
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from cnnjax import data as datasets
 from cnnjax import models
 from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
+from cnnjax.training import metrics
 from cnnjax.training.config import Config
+from cnnjax.training.state import TrainState, init_state
+from cnnjax.training.step import Batch, Preprocess, Update, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,32 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
             f"the classes of the data set"
         )
     return models.create(config.model.name, **fields)
+
+
+def make_init(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...]
+) -> Callable[[jax.Array], TrainState]:
+    """The state before the first step, as a function of a key."""
+    average = config.train.ema is not None
+    return functools.partial(init_state, model=model, optimizer=optimizer, image_shape=image_shape, average=average)
+
+
+def make_step(
+    config: Config,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The training step that a configuration asks for, on a mesh: of (state, batch), as `train_step`."""
+    return functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        loss=metrics.make_loss(config.train.loss, config.train.label_smoothing),
+        preprocess=preprocess,
+        update=Update.of(config.train, mesh),
+    )
 
 
 def load_data(config: Config) -> datasets.Dataset:
