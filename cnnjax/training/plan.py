@@ -53,12 +53,12 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, "v5litepod", 1),
+    "v5e": Chip("TPU v5e", 197e12, 16 * 2**30, 819e9, 200e9, "v5litepod", 1),
     "v5p": Chip("TPU v5p", 459e12, 95 * 2**30, 2765e9, 600e9, "v5p", 2),
-    "v6e": Chip("TPU v6e", 918e12, 32e9, 1640e9, 448e9, "v6e", 1),
+    "v6e": Chip("TPU v6e", 918e12, 32 * 2**30, 1640e9, 400e9, "v6e", 1),
 }
-"""From Google's pages on the chips, docs.cloud.google.com/tpu/docs/v6e (which has v5e beside it) and .../v5p, as they
-stood with links in bits a second: 1600, 4800 and 3584 Gbps."""
+"""From Google's pages, docs.cloud.google.com/tpu/docs/v6e (of editions with v5e beside it) and .../v5p, read in November
+2026. They give the links of a chip in both directions together: 400, 1200 and 800 GB/s."""
 
 IMAGES = {
     "digits": ((8, 8, 1), 10),
