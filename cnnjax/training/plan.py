@@ -57,8 +57,8 @@ CHIPS = {
     "v5p": Chip("TPU v5p", 459e12, 95 * 2**30, 2765e9, 600e9, "v5p", 2),
     "v6e": Chip("TPU v6e", 918e12, 32 * 2**30, 1640e9, 400e9, "v6e", 1),
 }
-"""From Google's pages, docs.cloud.google.com/tpu/docs/v6e (of editions with v5e beside it) and .../v5p, read in November
-2026. They give the links of a chip in both directions together: 400, 1200 and 800 GB/s."""
+"""From Google's pages, docs.cloud.google.com/tpu/docs/v6e (of editions with v5e beside it) and .../v5p, read in
+November 2026. They give the links of a chip in both directions together: 400, 1200 and 800 GB/s."""
 
 IMAGES = {
     "digits": ((8, 8, 1), 10),
