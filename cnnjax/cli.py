@@ -497,7 +497,7 @@ class _Plan:
     """The slice: v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:2x2 ..."""
     batch_per_chip: int | None = None
     """Images for each chip, in place of the experiment's batch."""
-    mesh: Annotated[dict[str, Any] | None, FIELDS] = None
+    mesh: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict)
     """What the chips share, as --run.mesh: data=4 fsdp=4 ..."""
     largest_batch: bool = False
     """Double the batch until it no longer fits, from --batch-per-chip or 8 a chip."""
@@ -580,7 +580,7 @@ def _one_plan(argv: list[str], title: str = "") -> _OnePlan:
         raise InputError(f"experiment: {chosen.experiment} has no CONFIG")
     file = pathlib.Path(str(module.__file__))
     config = read_arguments(module.CONFIG, file, rest).config
-    if chosen.mesh is not None:
+    if chosen.mesh:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh=chosen.mesh))
     return _OnePlan(chosen, config, title or file.stem, str(file.resolve()))
 
@@ -655,13 +655,13 @@ def _print_plans(plans: list[_OnePlan]) -> None:
 
 
 COMMANDS = {
-    "plan": _plan,
     "run": _run,
     "evaluate": _evaluate,
     "predict": _predict,
     "models": _models,
     "summary": _summary,
     "data": _data,
+    "plan": _plan,
 }
 
 if __name__ == "__main__":

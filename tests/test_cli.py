@@ -17,7 +17,7 @@ from cnnjax.ops.errors import InputError
 from cnnjax.training import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SUBCOMMANDS = ["run", "evaluate", "predict", "models", "summary", "data"]
+SUBCOMMANDS = ["run", "evaluate", "predict", "models", "summary", "data", "plan"]
 
 
 def command(*argv: object) -> int:

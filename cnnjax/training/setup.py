@@ -1,5 +1,6 @@
 """What a run is made of: the network and the data that its configuration names."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -165,7 +166,8 @@ def double_precision(wanted: bool) -> Generator[None]:
 
     For the whole process: `jax.enable_x64` does it for one thread, and Orbax restores in others.
     """
-    before = jax.config.jax_enable_x64  # ty: ignore[missing-attribute]
+    with concurrent.futures.ThreadPoolExecutor(1) as other:  # where nothing that holds for this thread alone is seen
+        before = other.submit(lambda: jax.config.jax_enable_x64).result()  # ty: ignore[missing-attribute]
     jax.config.update("jax_enable_x64", before or wanted)
     try:
         yield

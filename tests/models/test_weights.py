@@ -40,7 +40,7 @@ def image(name, batch=2):
     return np.random.default_rng(0).normal(size=(batch, side, side + 1, 3))
 
 
-LARGE = {"vgg16_bn", "resnext50_32x4d", "wide_resnet50_2", "densenet121"}  # ten seconds and more each
+LARGE = set(NETWORKS) - {"alexnet_torchvision", "resnet18"}  # five seconds and more each
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,8 @@ def result(workdir):
 
 
 def assert_same_parameters(one, other):
-    with jax.enable_x64(True):
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
-        jax.tree.map(close, load_run(one).variables, load_run(other).variables)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    jax.tree.map(close, load_run(one).variables, load_run(other).variables)
 
 
 def wait_for(path, started):
@@ -82,6 +81,7 @@ def two(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(two, tmp_path):
     finish(start(1, tmp_path / "run", *SHORT))
     assert_same_parameters(two, tmp_path / "run")
@@ -103,6 +103,7 @@ def resumed(workdir, tmp_path, count, *options):
     return result(copy)["fingerprint"]
 
 
+@pytest.mark.slow
 def test_one_process_restores_what_two_saved(two, tmp_path):
     assert resumed(two, tmp_path, 1) == result(two)["fingerprint"]
 

@@ -88,7 +88,7 @@ def assert_close(a, b, tolerance=1e-9):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), a, b)
 
 
-@pytest.mark.parametrize("parts", [2, 4, 12])
+@pytest.mark.parametrize("parts", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_microbatches_are_the_large_batch(x64, parts):
     """Without batch norm: parameters, optimizer's state and metrics, augmentation on."""
     _, whole, sums, _ = one_step(ConvNormDense(norm=False), Update())
@@ -103,13 +103,14 @@ def test_microbatches_move_the_statistics_on_one_after_the_other(x64):
     augment_key, _ = jax.random.split(jax.random.fold_in(before.key, 0))
     images = preprocess.augmented(augment_key, batch["image"])
     variables = before.variables
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     for part in range(3):
-        _, updated = model.apply(variables, images[part::3], train=True, mutable=["batch_stats"])
+        _, updated = apply(variables, images[part::3])
         variables = variables | updated
     assert_close(after.batch_stats, variables["batch_stats"], 1e-6)  # Flax keeps them in float32
 
 
-@pytest.mark.parametrize("size", [3, 4, 12])
+@pytest.mark.parametrize("size", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_batch_norm_by_groups(x64, size):
     """The gradient of the mean over groups of neighbours, each normalised alone; statistics follow the groups' mean."""
     model = ConvNormDense()
