@@ -318,6 +318,9 @@ def plan(
         "topology": topology,
     } | (extra or {})
     measured = in_child(request, command, timeout=timeout)
+    for name in {"flops", "bytes"} & set(measured):
+        # The compiler counts once what a loop goes round, which is all of the step but the update.
+        measured[name] *= config.train.microbatches
     found = {
         "topology": topology,
         "chip": chip.name,

@@ -178,6 +178,13 @@ def test_plans_beside_each_other(compiler, capsys):
     assert "--mesh fsdp=4" in said.out
 
 
+def test_the_compiler_counts_a_loop_once(compiler, capsys):
+    options = ("--topology", "v5e:2x2", "--json", "--batch-per-chip", "8", "--train.microbatches")
+    one, four = (json.loads(command(capsys, "cifar_resnet20", *options, number).out) for number in ("1", "4"))
+    assert four["flops"] == 4 * one["flops"]
+    assert four["bytes"] == 4 * one["bytes"]
+
+
 def test_the_largest_batch(compiler, capsys):
     said = command(
         capsys, "cifar_resnet20", "--topology", "v5e:2x2", "--largest-batch", "--json", "--batch-per-chip", "2"
