@@ -13,7 +13,11 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
+import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +28,28 @@ from cnnjax.training.errors import RunError
 
 # Orbax's threads print a traceback each for what `_failed` says in a line.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run()" not in record.getMessage())
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutLateWrites:
+    """A `sys.unraisablehook` that is silent about writes which end after another one has failed their save.
+
+    Orbax doesn't wait for them, so they report to an event loop that is closed, each with a traceback.
+    """
+
+    hook: Callable[[Any], object]
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self.hook(unraisable)
+
+
+def _hush_failed_saves() -> None:
+    """Keeps what Orbax leaves under way, or not begun, when a save fails from talking over the one line about it."""
+    if not isinstance(sys.unraisablehook, _WithoutLateWrites):
+        sys.unraisablehook = _WithoutLateWrites(sys.unraisablehook)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +149,10 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:300]
+    """What a save or a restore failed of, in a line: what the system said, where the long message has it."""
+    text = " ".join(str(error.__cause__ or error).split())
+    number = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(number[1])) if number else text[:300]
 
 
 class Checkpoints:
@@ -145,6 +174,7 @@ class Checkpoints:
         self._aside = self.directory / "set-aside"
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
+        _hush_failed_saves()
         processes.from_first(self._tidy)
 
     def _tidy(self) -> None:

@@ -4,6 +4,7 @@ Real file systems of a megabyte, as root writes through permissions; skipped whe
 """
 
 import subprocess
+import types
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_a_disk_that_fills(tiny_config, tiny_data, tmp_path, disk, at_step, capf
     assert newest_intact(run) == step  # nor is it lost by trying
     (disk / "filler").unlink()
     assert train(tiny_config, run, dataset=tiny_data)["fingerprint"] == whole["fingerprint"]
+
+
+def test_writes_that_outlive_their_save_say_nothing():
+    def unraisable(error):
+        return types.SimpleNamespace(exc_value=error)
+
+    heard = []
+    hook = checkpoint._WithoutLateWrites(heard.append)
+    other = unraisable(RuntimeError("something else"))
+    for each in (unraisable(RuntimeError("Event loop is closed")), other, unraisable(None)):
+        hook(each)
+    assert heard[0] is other
+    assert len(heard) == 2
 
 
 def test_a_disk_that_is_read_only(tiny_config, tiny_data, tmp_path, disk, at_step):
