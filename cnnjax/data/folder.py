@@ -155,7 +155,7 @@ def _contents_digest(contents: dict[str, bytes]) -> str:
 
 
 def _layout(where: str, files: Iterable[str]) -> tuple[dict[str, dict[str, list[str]]], tuple[str, ...]]:
-    """(the images' names by split, as a field of Dataset, and class; the classes), of files named relative to `where`."""
+    """(names of images by split, as a field of Dataset, and class; the classes), of files named relative to `where`."""
     by_split: dict[str, dict[str, list[str]]] = {}
     spelt: dict[str, str] = {}
     for name in sorted(files):
@@ -192,9 +192,7 @@ def _names(by_class: dict[str, list[str]], classes: tuple[str, ...]) -> tuple[li
 def _decode(where: str, contents: dict[str, bytes], size: Size | None, provenance: dict[str, str]) -> Dataset:
     """The set whose image files are `contents`, by name."""
     by_split, classes = _layout(where, contents)
-    splits = {
-        split: _names(by_split[split], classes) for split in ("train", "test", "validation") if split in by_split
-    }
+    splits = {split: _names(by_split[split], classes) for split in ("train", "test", "validation") if split in by_split}
     # All splits are decoded at once: they must agree in size and in being grey.
     image = decode_all([(name, contents[name]) for names, _ in splits.values() for name in names], size)
     arrays, start = {}, 0
