@@ -10,7 +10,7 @@ normalising come later, on the device.
 
 **Pixels.** JPEGs are decoded by libjpeg-turbo (simplejpeg), everything else by Pillow; pictures are resized by Pillow's
 bilinear filter, which is antialiased (a triangle as wide as the reduction). Where the whole picture is decoded, as it
-always is for evaluation, the result is that of PIL's and torchvision's crop and resize on PIL images, to a grey level.
+always is for evaluation, the result is that of PIL's and torchvision's crop and resize on PIL images, byte for byte.
 Where a training crop is at least twice as large as its target, the JPEG is decoded at 1/2, 1/4 or 1/8 of its size by
 its own cosine transform, which averages squares of pixels: that differs from resizing the whole by some grey levels
 where there is fine texture (a test bounds the mean difference). EXIF orientation is not applied, as by TFDS and
@@ -22,13 +22,16 @@ faster than Pillow alone, and it reads a header in 2 µs. OpenCV decodes no fast
 PyTurboJPEG brings no library of its own. The scales between 1/2 and 1 are slower than the whole: they lack SIMD code.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +44,7 @@ from cnnjax.data.tfds import open_records
 from cnnjax.ops.errors import InputError, unknown
 
 Batch = dict[str, np.ndarray]
-Box = tuple[float, float, float, float]  # top, left, height, width
+Box = tuple[int, int, int, int]  # top, left, height, width
 
 _TRIES = 10  # at a random crop, before the central one
 _CROP = 1  # keeps the crops' random numbers apart from the epochs' orders, which are drawn from (seed, epoch)
@@ -238,6 +241,15 @@ class _Positions:
 def _stream(
     positions: _Positions, load: Callable[[int], dict[str, Any]], workers: int, threads: int | None
 ) -> Iterator[Batch]:
+    """`_batches`, closed when the consumer drops it or the interpreter exits."""
+    stream = _batches(positions, load, workers, threads)
+    _OPEN.add(stream)
+    return stream
+
+
+def _batches(
+    positions: _Positions, load: Callable[[int], dict[str, Any]], workers: int, threads: int | None
+) -> Generator[Batch, None, None]:
     """Batches of `load(position)`, made ahead of time by threads or processes, in order.
 
     All is a function of the position, so grain's iterator has no state worth saving, and what it warns of (another
@@ -260,9 +272,24 @@ def _stream(
         threads = threads or _cores()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * size)
         batches = examples.to_iter_dataset(options).batch(size)
-    # Closed also when the consumer stops early; an open one prints tracebacks when the interpreter exits.
     with contextlib.closing(iter(batches)) as iterator:
-        yield from iterator
+        yield from map(_own, iterator) if workers else iterator
+
+
+# Streams that are still open when the interpreter exits, which grain's iterators don't survive without tracebacks.
+_OPEN: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for stream in list(_OPEN):
+        with contextlib.suppress(ValueError):  # it is running, in a thread of the user's
+            stream.close()
+
+
+def _own(batch: Batch) -> Batch:
+    """A copy (a fiftieth of the work) of what lies in memory shared with a worker, which is not for keeping."""
+    return {name: np.array(array) for name, array in batch.items()}
 
 
 def _cores() -> int:
@@ -307,7 +334,7 @@ def _train_example(
     step, row = divmod(position, batch_size)
     i = int(order.batch_indices(len(photos), batch_size, step, seed)[row])
     content, label = _encoded(photos, i)
-    image = _picture(content, functools.partial(photos.source.where, i), choose, crop)
+    image = _crop_and_resize(content, functools.partial(photos.source.where, i), choose, crop)
     return {"image": image, "label": np.int32(label)}
 
 
@@ -315,8 +342,7 @@ def _eval_example(photos: Photos, position: int, *, crop: int, resize: int) -> d
     if position >= len(photos):
         return {"image": np.zeros((crop, crop, 3), np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
     content, label = _encoded(photos, position)
-    choose = functools.partial(central_crop, crop=crop, resize=resize)
-    image = _picture(content, functools.partial(photos.source.where, position), choose, crop, whole=True)
+    image = _resize_and_crop(content, functools.partial(photos.source.where, position), crop, resize)
     return {"image": image, "label": np.int32(label), "mask": np.bool_(True)}
 
 
@@ -334,7 +360,7 @@ def random_crop(
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
+) -> Box:
     """Where to crop a picture: an area and a proportion at random, anywhere that fits.
 
     Ten tries, then the largest central crop whose proportion is allowed. Of Szegedy et al., "Going deeper with
@@ -362,8 +388,8 @@ def random_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def central_crop(height: int, width: int, *, crop: int, resize: int) -> Box:
-    """Where in a picture lies what torchvision's `Resize(resize)` and `CenterCrop(crop)` leave of it.
+def central_crop(height: int, width: int, *, crop: int, resize: int) -> tuple[int, int, int, int]:
+    """What torchvision's `Resize(resize)` and `CenterCrop(crop)` do to a picture.
 
     Args:
       height: of the picture, in pixels.
@@ -372,17 +398,15 @@ def central_crop(height: int, width: int, *, crop: int, resize: int) -> Box:
       resize: the length that the shorter side gets; the longer one's is rounded down.
 
     Returns:
-      (top, left, height, width) in the picture's own pixels, not whole numbers.
+      (height, width, top, left): the resized picture's, and where in it the crop begins.
     """
     short = min(height, width)
-    new_height, new_width = (int(resize * side / short) for side in (height, width))
-    top, left = round((new_height - crop) / 2), round((new_width - crop) / 2)
-    y, x = height / new_height, width / new_width
-    return top * y, left * x, crop * y, crop * x
+    new_height, new_width = resize * height // short, resize * width // short
+    return new_height, new_width, round((new_height - crop) / 2), round((new_width - crop) / 2)
 
 
-def _picture(
-    content: bytes, where: Callable[[], str], choose: Callable[[int, int], Box], crop: int, whole: bool = False
+def _crop_and_resize(
+    content: bytes, where: Callable[[], str], choose: Callable[[int, int], Box], crop: int
 ) -> np.ndarray:
     """The part of an encoded image that `choose(height, width)` names, resized to uint8 `[crop, crop, 3]`.
 
@@ -391,22 +415,34 @@ def _picture(
       where: gives its name, for errors.
       choose: gives (top, left, height, width) for a picture's height and width.
       crop: height and width of the result.
-      whole: decode the picture at its own size, and let the filter see what lies beside the box, as if all of it was
-        resized and then cropped. Otherwise it is cropped first, and decoded as small as covers `crop`.
     """
+    from PIL import Image
+
     size = _jpeg_size(content)
-    if size is not None:
-        box = choose(*size)
-        reduced = 1 if whole else next((k for k in _SCALES if crop * k <= min(box[2:])), 1)
-        pixels = _decode_jpeg(content, size, reduced)
-        if pixels is not None:
-            return _crop_and_resize(pixels, tuple(side / reduced for side in box), crop, whole)
-    pixels = _decode_other(content, where)
-    return _crop_and_resize(pixels, choose(*pixels.shape[:2]), crop, whole)
+    box = choose(*size) if size else None
+    reduced = next((k for k in _SCALES if crop * k <= min(box[2:])), 1) if box else 1
+    pixels, reduced = _decode(content, where, size, reduced)
+    top, left, height, width = (side / reduced for side in box or choose(*pixels.shape[:2]))
+    # Only whole pixels are handed to Pillow; `box` says which part of them is meant.
+    y0, y1, x0, x1 = int(top), math.ceil(top + height), int(left), math.ceil(left + width)
+    part = Image.fromarray(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
+    edges = (left - x0, top - y0, left + width - x0, top + height - y0)
+    return np.asarray(part.resize((crop, crop), Image.Resampling.BILINEAR, box=edges))
+
+
+def _resize_and_crop(content: bytes, where: Callable[[], str], crop: int, resize: int) -> np.ndarray:
+    """The centre of an encoded image, as `central_crop` says: uint8 `[crop, crop, 3]`."""
+    from PIL import Image
+
+    # All of it is decoded and resized: resizing no more than the centre saves a tenth and rounds otherwise.
+    pixels, _ = _decode(content, where, _jpeg_size(content))
+    height, width, top, left = central_crop(*pixels.shape[:2], crop=crop, resize=resize)
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + crop, top + crop)))
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG in colours that `_decode_jpeg` knows; None for anything else."""
+    """(height, width) of a JPEG in colours that simplejpeg decodes as Pillow does; None for anything else."""
     import simplejpeg
 
     if not content.startswith(b"\xff\xd8"):
@@ -418,39 +454,27 @@ def _jpeg_size(content: bytes) -> tuple[int, int] | None:
     return (int(height), int(width)) if colours in ("YCbCr", "RGB") else None
 
 
-def _decode_jpeg(content: bytes, size: tuple[int, int], reduced: int) -> np.ndarray | None:
-    """A JPEG of `size` at 1/`reduced` of it, uint8 `[height, width, 3]`; None if anything about it is odd."""
+def _decode(
+    content: bytes, where: Callable[[], str], size: tuple[int, int] | None, reduced: int = 1
+) -> tuple[np.ndarray, int]:
+    """An encoded image as uint8 `[height, width, 3]`, and by how much it was reduced.
+
+    Args:
+      content: the encoded image.
+      where: gives its name, for errors.
+      size: as from `_jpeg_size`. Where it is None Pillow decodes: ImageNet has greys, CMYK and a PNG among its JPEGs.
+      reduced: by how much to reduce it, 1, 2, 4 or 8; Pillow doesn't.
+    """
     import simplejpeg
 
-    height, width = (-(-side // reduced) for side in size)
+    if size is not None:
+        height, width = (-(-side // reduced) for side in size)
+        try:
+            return simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width), reduced
+        except ValueError:  # also for what libjpeg only warns of: Pillow tells what can be read all the same
+            pass
     try:
-        return simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
-    except ValueError:  # also for what libjpeg only warns of: Pillow tells what can be read all the same
-        return None
-
-
-def _decode_other(content: bytes, where: Callable[[], str]) -> np.ndarray:
-    """What is no ordinary JPEG, as uint8 `[height, width, 3]`: ImageNet has greys, CMYK and a PNG under such names."""
-    try:
-        return np.asarray(decode_image(content, "").convert("RGB"))
+        return np.asarray(decode_image(content, "").convert("RGB")), 1
     except InputError:
         decode_image(content, where())  # once more with its name, which may cost a read
         raise
-
-
-def _crop_and_resize(pixels: np.ndarray, box: tuple[float, ...], crop: int, beside: bool) -> np.ndarray:
-    """The `box` (top, left, height, width) of uint8 `[height, width, 3]`, resized to `[crop, crop, 3]`.
-
-    Only what the filter sees is handed to Pillow: the box, and with `beside` what lies beside it.
-    """
-    from PIL import Image
-
-    top, left, height, width = box
-    margin = int(np.ceil(max(height, width) / crop)) + 1 if beside else 0  # the filter reaches a pixel of the result
-    y0, x0 = max(int(top) - margin, 0), max(int(left) - margin, 0)
-    y1 = min(int(np.ceil(top + height)) + margin, pixels.shape[0])
-    x1 = min(int(np.ceil(left + width)) + margin, pixels.shape[1])
-    part = Image.fromarray(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
-    # Rounding must not put an edge beyond the picture's.
-    edges = (left - x0, top - y0, min(left + width - x0, x1 - x0), min(top + height - y0, y1 - y0))
-    return np.asarray(part.resize((crop, crop), Image.Resampling.BILINEAR, box=edges))
