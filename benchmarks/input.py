@@ -4,8 +4,8 @@
     python benchmarks/input.py --rounds 2 --photographs 64
 
 All make the same batches of 224x224 from the same JPEG files (made up, of ImageNet's typical size) with the same crops:
-the loop and the DataLoader by PIL, as torchvision's RandomResizedCrop does on PIL images, which isn't needed for it.
-Nobody normalises or mirrors. Every turn starts anew, throws away its first batches, in which processes start and buffers
+the loop and the DataLoader by PIL, written out as torchvision's RandomResizedCrop works on PIL images. Nobody
+normalises or mirrors. Every turn starts anew, throws away its first batches, in which processes start and buffers
 fill, and times the following ones. Rounds are interleaved; the ratio within a round is what counts.
 """
 
@@ -25,6 +25,9 @@ import numpy as np
 import timing
 
 from cnnjax.data import batch_indices, photos, synthetic
+
+# Makes so many batches of a split.
+Make = Callable[[photos.Photos, int], Iterator[Any]]
 
 CROP = 224
 BATCH = 32
@@ -60,7 +63,7 @@ def pil_loop(split: photos.Photos, batches: int) -> Iterator[Any]:
         yield np.stack(images), np.array(labels, np.int32)
 
 
-def data_loader(workers: int) -> Callable[[photos.Photos, int], Iterator[Any]]:
+def data_loader(workers: int) -> Make:
     """Batches by torch's DataLoader with so many workers."""
 
     def make(split: photos.Photos, batches: int) -> Iterator[Any]:
@@ -78,23 +81,23 @@ def data_loader(workers: int) -> Callable[[photos.Photos, int], Iterator[Any]]:
     return make
 
 
-def ours(**options: int) -> Callable[[photos.Photos, int], Iterator[Any]]:
+def ours(**options: Any) -> Make:
     """Batches by cnnjax with these threads or workers."""
     return lambda split, batches: photos.train_batches(
         split, seed=0, start=0, stop=batches, batch_size=BATCH, crop=CROP, **options
     )
 
 
-def turn(make: Callable[[photos.Photos, int], Iterator[Any]], split: photos.Photos, warm: int, batches: int) -> float:
+def turn(make: Make, split: photos.Photos, warm: int, batches: int) -> float:
     """Images a second over `batches` batches, after `warm` of them, in a stream that goes on beyond both."""
-    stream = make(split, warm + batches + 2 * WARM * 2)
+    stream = make(split, warm + batches + 4 * WARM)
     for _ in range(warm):
         next(stream)
     started = time.perf_counter()
     for _ in range(batches):
         next(stream)
     seconds = time.perf_counter() - started
-    stream.close()  # ty: ignore[unresolved-attribute]
+    del stream  # closes it
     return batches * BATCH / seconds
 
 
