@@ -2,6 +2,7 @@
 
     python benchmarks/input.py                 # a table for the results' page
     python benchmarks/input.py --rounds 2 --photographs 64
+    python benchmarks/input.py --decoders      # decoders alone, also OpenCV's if it is installed
 
 All make the same batches of 224x224 from the same JPEG files (made up, of ImageNet's typical size) with the same crops:
 the loop and the DataLoader by PIL, written out as torchvision's RandomResizedCrop works on PIL images. Nobody
@@ -10,7 +11,9 @@ fill, and times the following ones. Rounds are interleaved; the ratio within a r
 """
 
 import argparse
+import functools
 import importlib.metadata
+import importlib.util
 import io
 import os
 import pathlib
@@ -101,6 +104,53 @@ def turn(make: Make, split: photos.Photos, warm: int, batches: int) -> float:
     return batches * BATCH / seconds
 
 
+def time_decoders(rounds: int, examples: list[tuple[str, bytes, int]]) -> None:
+    """Prints the milliseconds that decoding, and cropping and resizing, a photograph take on one core."""
+    import simplejpeg
+    from PIL import Image
+
+    contents = [content for _, content, _ in examples]
+    pixels = simplejpeg.decode_jpeg(synthetic.jpeg(synthetic.photograph(np.random.default_rng(0), 375, 500)))
+
+    def pillow(content: bytes, eighths: int = 8) -> None:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (image.width * eighths // 8, image.height * eighths // 8))
+            image.load()
+
+    def simple(content: bytes, eighths: int) -> None:
+        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+        least = int(height) * eighths // 8, int(width) * eighths // 8
+        simplejpeg.decode_jpeg(content, "RGB", min_height=least[0], min_width=least[1])
+
+    def resize(_: bytes) -> None:
+        part = Image.fromarray(np.ascontiguousarray(pixels[40:320, 100:380]))
+        np.asarray(part.resize((CROP, CROP), Image.Resampling.BILINEAR))
+
+    decoders: dict[str, Callable[[bytes], object]] = {
+        "simplejpeg, the header alone": simplejpeg.decode_jpeg_header,
+        "Pillow": pillow,
+        "Pillow, draft of 1/2": lambda content: pillow(content, 4),
+        **{f"simplejpeg, {k}/8": lambda content, k=k: simple(content, k) for k in (8, 7, 6, 5, 4, 2, 1)},
+        "Pillow, a crop of 280x280 resized to 224x224": resize,
+    }
+    if importlib.util.find_spec("cv2"):
+        cv2 = importlib.import_module("cv2")
+        cv2.setNumThreads(1)
+        flag = {"OpenCV": cv2.IMREAD_COLOR_RGB, "OpenCV, 1/2": cv2.IMREAD_REDUCED_COLOR_2}
+        for name, value in flag.items():
+            decoders[name] = lambda content, value=value: cv2.imdecode(np.frombuffer(content, np.uint8), value)
+
+    def all_of_them(decode: Callable[[bytes], object]) -> None:
+        for content in contents:
+            decode(content)
+
+    run = {name: functools.partial(all_of_them, decode) for name, decode in decoders.items()}
+    print("| | ms a photograph |\n|---|---|")
+    for name, seconds in timing.interleave(run, rounds, 0.0).items():
+        ms = [1000 * value / len(contents) for value in seconds]
+        print(f"| {name} | {statistics.median(ms):.3f} ({min(ms):.3f} to {max(ms):.3f}) |")
+
+
 def cpu_model() -> str:
     """The processor's name where the system tells it."""
     try:
@@ -116,10 +166,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=20, help="timed in each turn, of 32 images")
     parser.add_argument("--photographs", type=int, default=384)
+    parser.add_argument("--decoders", action="store_true", help="time decoders alone")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     made = synthetic.photographs(arguments.photographs)
+    if arguments.decoders:
+        time_decoders(arguments.rounds, made)
+        return
     with tempfile.TemporaryDirectory() as root:
         for name, content, label in made:
             path = pathlib.Path(root, "photographs", "train", synthetic.CLASSES[label], name)
