@@ -16,10 +16,11 @@ its own cosine transform, which averages squares of pixels: that differs from re
 where there is fine texture (a test bounds the mean difference). EXIF orientation is not applied, as by TFDS and
 torchvision.
 
-**Why simplejpeg.** Measured on photographs of 500x375 and 105 kB, one core: it decodes in 1.0 ms, and most of that is
-Huffman decoding, which no smaller scale avoids (0.9 ms at half the size). With cropping and resizing it is 5 to 10%
-faster than Pillow alone, and it reads a header in 2 µs. OpenCV decodes no faster, and weighs 150 MB to simplejpeg's 1;
-PyTurboJPEG brings no library of its own. The scales between 1/2 and 1 are slower than the whole: they lack SIMD code.
+**Why simplejpeg.** Measured on photographs of 500x375 and 105 kB, one core (`benchmarks/results/input.md`): it decodes in
+1.0 ms where Pillow takes 1.2, and reads a header in 2 µs. Most of the time is Huffman decoding, which no smaller scale
+avoids (0.87 ms at half the size), so all of the work is only some percent faster than with Pillow alone. OpenCV decodes
+no faster, and weighs 150 MB to simplejpeg's 1; PyTurboJPEG brings no library of its own. The scales between 1/2 and 1
+are slower than the whole: they lack SIMD code.
 """
 
 import atexit
