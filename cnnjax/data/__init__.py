@@ -3,12 +3,15 @@
 >>> dataset = cnnjax.data.load("digits")
 >>> train, validation = cnnjax.data.split(dataset.train, 0.1, seed=0)
 
-`order` says which examples a step sees; `augment` changes images inside the compiled step.
+`order` says which examples a step sees; `augment` changes images inside the compiled step. Sets too large for memory
+are opened by `open_photos` and streamed by `photos.train_batches` and `photos.eval_batches`.
 """
 
+from cnnjax.data import photos
 from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, sha256, split
 from cnnjax.data.images import open_image
 from cnnjax.data.order import batch_indices, eval_batches
+from cnnjax.data.photos import Photos, open_photos
 from cnnjax.data.sources import DATASETS, load, names, summaries
 from cnnjax.data.tfds import prepare
 
@@ -16,6 +19,7 @@ __all__ = [
     "DATASETS",
     "Arrays",
     "Dataset",
+    "Photos",
     "batch_indices",
     "channel_mean_std",
     "check",
@@ -23,6 +27,8 @@ __all__ = [
     "load",
     "names",
     "open_image",
+    "open_photos",
+    "photos",
     "prepare",
     "sha256",
     "split",

@@ -1,8 +1,10 @@
 """Anyone's images: `<split>/<class>/<image>`, in a folder or in tar archives."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from cnnjax.data.arrays import Arrays, Dataset
 from cnnjax.data.cache import cached
 from cnnjax.data.images import Size, decode_all, pillow_version
 from cnnjax.data.originals import Path, existing_directory
-from cnnjax.ops.errors import InputError
+from cnnjax.ops.errors import InputError, unknown
 
 # What a split may be called, and the field of Dataset it becomes.
 SPLITS = {
@@ -152,11 +154,11 @@ def _contents_digest(contents: dict[str, bytes]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _decode(where: str, contents: dict[str, bytes], size: Size | None, provenance: dict[str, str]) -> Dataset:
-    """The set whose image files are `contents`, by name."""
-    by_split: dict[str, dict[str, list[str]]] = {}  # split, class, names
+def _layout(where: str, files: Iterable[str]) -> tuple[dict[str, dict[str, list[str]]], tuple[str, ...]]:
+    """(names of images by split, as a field of Dataset, and class; the classes), of files named relative to `where`."""
+    by_split: dict[str, dict[str, list[str]]] = {}
     spelt: dict[str, str] = {}
-    for name in sorted(contents):
+    for name in sorted(files):
         split, *rest = name.split("/")
         if not rest:
             continue  # a README or a licence beside the splits
@@ -177,16 +179,69 @@ def _decode(where: str, contents: dict[str, bytes], size: Size | None, provenanc
     for split, names in by_split.items():
         for surplus in sorted(names.keys() - set(classes)):
             raise InputError(f"{where}: class {surplus!r} of {split} is not in train ({names[surplus][0]})")
+    return by_split, classes
+
+
+def _names(by_class: dict[str, list[str]], classes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """(names, labels): the images of one split, by class."""
+    names = [name for kind in classes for name in by_class.get(kind, [])]
+    label = np.repeat(np.arange(len(classes), dtype=np.int32), [len(by_class.get(kind, [])) for kind in classes])
+    return names, label
+
+
+def _decode(where: str, contents: dict[str, bytes], size: Size | None, provenance: dict[str, str]) -> Dataset:
+    """The set whose image files are `contents`, by name."""
+    by_split, classes = _layout(where, contents)
+    splits = {split: _names(by_split[split], classes) for split in ("train", "test", "validation") if split in by_split}
     # All splits are decoded at once: they must agree in size and in being grey.
-    names = {
-        split: [n for c in classes for n in by_split[split].get(c, [])]
-        for split in ("train", "test", "validation")
-        if split in by_split
-    }
-    image = decode_all([(name, contents[name]) for split in names for name in names[split]], size)
+    image = decode_all([(name, contents[name]) for names, _ in splits.values() for name in names], size)
     arrays, start = {}, 0
-    for split in names:
-        label = np.array([classes.index(name.split("/")[1]) for name in names[split]], np.int32)
+    for split, (_, label) in splits.items():
         arrays[split] = Arrays(image[start : start + len(label)], label)
         start += len(label)
     return Dataset("folder", arrays["train"], arrays.get("test"), arrays.get("validation"), classes, provenance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The encoded images of a split of a folder: `files[i]` is (bytes, label), read when asked for.
+
+    Attributes:
+      root: the folder.
+      names: of the files, relative to it.
+      label: int32 `[len(names)]`.
+    """
+
+    root: pathlib.Path
+    names: tuple[str, ...]
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
+        return _read(self.root / self.names[i]), int(self.label[i])
+
+    def where(self, i: int) -> str:
+        """What to call example `i` in an error: its number and its file name."""
+        return f"example {i} ({self.root / self.names[i]})"
+
+
+def open_files(raw_dir: Path, split: str) -> tuple[Files, tuple[str, ...]]:
+    """(the encoded images of a split, the classes' names) of a folder, in the order of `load_folder`.
+
+    Args:
+      raw_dir: a folder with `<split>/<class>/<image>`; tars can't be read at random.
+      split: "train", "test" or "validation", which may also be called valid or val, here and in the folder.
+
+    Raises:
+      InputError: if the folder isn't of that layout or lacks the split.
+    """
+    root, tars = _find(raw_dir)
+    if tars:
+        raise InputError(f"raw_dir {str(raw_dir)!r}: images are streamed from folders only; unpack {tars[0].name}")
+    by_split, classes = _layout(str(raw_dir), files_below(root))
+    if SPLITS.get(split) not in by_split:
+        raise unknown(f"split of {raw_dir}", split, by_split)
+    names, label = _names(by_split[SPLITS[split]], classes)
+    return Files(root, tuple(names), label), classes

@@ -4,6 +4,8 @@ Only the array_record format is read. TFDS can't read tfrecord without TensorFlo
 (measured with TFDS 4.9.10: 3,400 of 60,000 came back).
 """
 
+import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
@@ -105,7 +107,8 @@ def _versions(parent: pathlib.Path) -> list[str]:
     )
 
 
-def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
+def _open(name: str, directory: pathlib.Path) -> tuple[Any, str, str]:
+    """(TFDS's builder of a prepared set, the names of its image and its label), after checking that it can be read."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(directory)
@@ -116,7 +119,94 @@ def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
             f"'tfds:{name}' in {directory} is in {file_format} format; only array_record is read (parquet loses"
             " examples, tfrecord needs TensorFlow): prepare it again into another data_dir"
         )
-    image_key, label_key = _keys(name, info)
+    return builder, *_keys(name, info)
+
+
+def _source(name: str, directory: pathlib.Path, builder: Any, split: str, decoders: Any = None) -> Any:
+    """Random access to the examples of a split, after checking that all are there."""
+    source = builder.as_data_source(split=split, decoders=decoders)
+    prepared = builder.info.splits[split].num_examples
+    if len(source) != prepared:
+        raise InputError(
+            f"'tfds:{name}', split {split!r}: {len(source)} examples, but {prepared} were prepared: the files in"
+            f" {directory} are incomplete; delete them and prepare again"
+        )
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The encoded images of a split of a prepared set: `records[i]` is (bytes, label), read when asked for.
+
+    A copy sent to another process opens the files there.
+
+    Attributes:
+      name: of the set, for errors.
+      directory: where it is prepared.
+      split: as TFDS calls it.
+    """
+
+    name: str
+    directory: pathlib.Path
+    split: str
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Any, str, str]:
+        """(the examples, the names of the image and of the label), opened once in each process."""
+        import tensorflow_datasets as tfds
+
+        builder, image_key, label_key = _open(self.name, self.directory)
+        skip = {image_key: tfds.decode.SkipDecoding()}
+        return _source(self.name, self.directory, builder, self.split, skip), image_key, label_key
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __len__(self) -> int:
+        return len(self._opened[0])
+
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
+        example = self._example(i)
+        _, image_key, label_key = self._opened
+        return example[image_key], int(example[label_key])
+
+    def where(self, i: int) -> str:
+        """What to call example `i` in an error: its number, and its file name if the set keeps one."""
+        example = self._example(i)
+        file = example.get("file_name", b"")
+        name = f" ({file.decode(errors='replace') if isinstance(file, bytes) else file})" if len(file) else ""
+        return f"'tfds:{self.name}', split {self.split!r}, example {i}{name}"
+
+    def _example(self, i: int) -> dict[str, Any]:
+        try:
+            return self._opened[0][i]
+        except Exception as error:  # array_record raises several kinds on damaged files
+            raise InputError(
+                f"'tfds:{self.name}', split {self.split!r}, example {i} cannot be read: {' '.join(str(error).split())}"
+            ) from error
+
+
+def open_records(name: str, split: str, data_dir: Path | None = None) -> tuple[Records, tuple[str, ...]]:
+    """(the encoded images of a split, the classes' names) of a set prepared in array_record format.
+
+    Args:
+      name: NAME[/CONFIG][:VERSION], as for `load_tfds`.
+      split: as TFDS calls it; "test" and the like.
+      data_dir: see `prepared_directory`.
+
+    Raises:
+      InputError: if it isn't prepared or not in that format, is no set for image classification or lacks the split.
+    """
+    directory = _find(name, prepared_directory(data_dir))
+    builder, _, label_key = _open(name, directory)
+    if split not in builder.info.splits:
+        raise unknown(f"split of 'tfds:{name}'", split, sorted(builder.info.splits))
+    return Records(name, directory, split), tuple(builder.info.features[label_key].names)
+
+
+def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
+    builder, image_key, label_key = _open(name, directory)
+    info = builder.info
     classes = tuple(info.features[label_key].names)
     if "train" not in info.splits:
         raise InputError(f"'tfds:{name}' has no split 'train', only {', '.join(sorted(info.splits))}")
@@ -124,13 +214,7 @@ def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
     for split in ("train", "test", "validation"):
         if split not in info.splits:
             continue
-        # TFDS decorates the method in a way that hides its `self` from type checkers.
-        source = builder.as_data_source(split=split)  # ty: ignore[missing-argument]
-        if len(source) != info.splits[split].num_examples:
-            raise InputError(
-                f"'tfds:{name}', split {split!r}: {len(source)} examples, but {info.splits[split].num_examples} were"
-                f" prepared: the files in {directory} are incomplete; delete them and prepare again"
-            )
+        source = _source(name, directory, builder, split)
         arrays = _read_split(f"'tfds:{name}', split {split!r}", source, image_key, label_key, size)
         if split != "train" and (arrays.label == -1).all():
             print(f"cnnjax: {split!r} of 'tfds:{name}' has no labels (all -1) and is left out", file=sys.stderr)
@@ -140,7 +224,7 @@ def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
     dataset.provenance.update(
         {
             "tfds": info.full_name,
-            "format": file_format,
+            "format": info.file_format.value,
             "decoder": _decoder(),
             "splits": ", ".join(f"{key} {info.splits[key].num_examples}" for key in sorted(info.splits)),
             "sha256 of the arrays": sha256(dataset),
