@@ -29,7 +29,7 @@ from cnnjax.data import Arrays, batch_indices
 from cnnjax.models.lenet import C3_INPUTS, CODES
 from cnnjax.training import Optimizer, metrics
 from cnnjax.training import mesh as meshes
-from cnnjax.training.feed import Feed
+from cnnjax.training.feed import ResidentFeed
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.setup import versions
 from cnnjax.training.state import init_state
@@ -102,7 +102,7 @@ def ours(name: str, images: np.ndarray, labels: np.ndarray, batch_size: int):
     mesh = meshes.make_mesh(1)
     init = functools.partial(init_state, model=model, optimizer=optimizer, image_shape=(28, 28, 1))
     held = [jax.jit(init, out_shardings=meshes.replicated(mesh))(jax.random.key(0))]
-    take_step = Feed(Arrays(images, labels), mesh=mesh, limit=1e12).compile(
+    take_step = ResidentFeed(Arrays(images, labels), mesh).compile(
         functools.partial(
             train_step,
             model=model,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
-from cnnjax.training.config import FIELDS, Config
+from cnnjax.training.config import FIELDS, Config, eval_resize
 from cnnjax.training.launch import docstring, exit_status, parse
 
 HELP = """cnnjax: published convolutional networks in JAX and Flax.
@@ -145,7 +145,7 @@ def _evaluate(argv: list[str]) -> None:
     import jax
 
     from cnnjax.training import mesh, metrics, setup
-    from cnnjax.training.feed import Feed, evaluate_split
+    from cnnjax.training.feed import evaluate_split, make_feed
 
     run = _open_run(chosen.run, chosen.best)
     given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
@@ -166,11 +166,11 @@ def _evaluate(argv: list[str]) -> None:
             f"data.name: images of {config.data.name} are {derived.image_shape}, allowed: {run.derived.image_shape}, "
             f"as the run's"
         )
-    arrays = _labelled_as(run.derived, splits[chosen.split], derived, config.data.name)
+    examples = _labelled_as(run.derived, splits[chosen.split], derived, config.data.name)
     with setup.double_precision(config.train.dtype == "float64"):
         here = len(jax.devices())  # the run may have had more
         devices = mesh.make_mesh(min(config.run.devices or here, here))
-        feed = Feed(arrays, mesh=devices, limit=config.data.resident_mb * 2**20)
+        feed = make_feed(examples, devices, config.data)
         sums, _ = evaluate_split(
             run.variables,
             feed,
@@ -196,20 +196,20 @@ def _evaluate(argv: list[str]) -> None:
     print(f"  {'loss':9} {values['loss']:.4f}")
 
 
-def _labelled_as(run, arrays, derived, name: str):
+def _labelled_as(run, examples, derived, name: str):
     """The examples of the set `name` with the labels that its classes have in a run."""
     import numpy as np
 
     if not run.classes or not derived.classes:
         if derived.num_classes != run.num_classes or bool(run.classes) != bool(derived.classes):
             raise InputError(f"data.name: labels of {name} are not of the kind that the run was trained on")
-        return arrays
+        return examples
     label = {class_name: i for i, class_name in enumerate(run.classes)}
     for class_name in derived.classes:
         if class_name not in label:
             raise InputError(f"data.name: {name} has the class {class_name!r}, allowed: {', '.join(run.classes)}")
     order = np.array([label[class_name] for class_name in derived.classes], np.int32)
-    return dataclasses.replace(arrays, label=order[arrays.label])
+    return examples if run.classes == derived.classes else examples.relabelled(order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _Predict:
     run: tyro.conf.Positional[pathlib.Path]
     """The run's folder."""
     images: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """Image files; each is resized to what the network was trained on."""
+    """Image files; each is resized, or cropped, as in the run's evaluation."""
     top: int = 5
     """How many classes to name."""
     best: bool = False
@@ -244,7 +244,11 @@ def _predict(argv: list[str]) -> None:
     if not run.derived.classes:
         raise InputError(f"{chosen.run}: predicts numbers, not classes")
     # Every file is opened before the network starts: a wrong one is known at once.
-    images = np.stack([data.open_image(path, *run.derived.image_shape) for path in chosen.images])
+    if (crop := run.config.data.crop) is not None:
+        opened = functools.partial(data.open_photo, crop=crop, resize=eval_resize(run.config.data))
+    else:
+        opened = lambda path: data.open_image(path, *run.derived.image_shape)
+    images = np.stack([opened(path) for path in chosen.images])
     images = 255 - images if chosen.invert else images
     with setup.double_precision(run.config.train.dtype == "float64"):
         apply = jax.jit(lambda variables, images: run.model.apply(variables, run.preprocess(images), train=False))

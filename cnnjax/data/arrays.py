@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,10 @@ class Arrays:
     def take(self, index) -> "Arrays":
         """The examples at `index` (integers, a boolean mask or a slice), in that order."""
         return Arrays(self.image[index], self.label[index])
+
+    def relabelled(self, number: np.ndarray) -> "Arrays":
+        """The same images where class i has become class `number[i]` (int32 `[classes]`)."""
+        return Arrays(self.image, number[self.label])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,20 @@ def sha256(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def split(arrays: Arrays, validation: int | float, seed: int) -> tuple[Arrays, Arrays]:
+class Split(Protocol):
+    """Examples of which some can be taken: `Arrays`, or `cnnjax.data.Photos`."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Any, /) -> Self:
+        """The examples at `index` (integers, a boolean mask or a slice), in that order."""
+        ...
+
+
+S = TypeVar("S", bound=Split)
+
+
+def split(arrays: S, validation: int | float, seed: int) -> tuple[S, S]:
     """Set examples aside for validation: a uniformly random subset of exactly the size asked for, fixed by `seed`.
 
     Args:

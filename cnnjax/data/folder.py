@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cnnjax.data.arrays import Arrays, Dataset
 from cnnjax.data.cache import cached
 from cnnjax.data.images import Size, decode_all, pillow_version
 from cnnjax.data.originals import Path, existing_directory
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError
 
 # What a split may be called, and the field of Dataset it becomes.
 SPLITS = {
@@ -213,7 +213,7 @@ class Files:
     """
 
     root: pathlib.Path
-    names: tuple[str, ...]
+    names: Sequence[str]
     label: np.ndarray
 
     def __len__(self) -> int:
@@ -227,21 +227,31 @@ class Files:
         return f"example {i} ({self.root / self.names[i]})"
 
 
-def open_files(raw_dir: Path, split: str) -> tuple[Files, tuple[str, ...]]:
-    """(the encoded images of a split, the classes' names) of a folder, in the order of `load_folder`.
+def open_files(raw_dir: Path) -> tuple[dict[str, Files], tuple[str, ...], dict[str, str]]:
+    """(the encoded images by split, the classes' names, where they came from) of a folder, ordered as by `load_folder`.
 
     Args:
       raw_dir: a folder with `<split>/<class>/<image>`; tars can't be read at random.
-      split: "train", "test" or "validation", which may also be called valid or val, here and in the folder.
 
     Raises:
-      InputError: if the folder isn't of that layout or lacks the split.
+      InputError: if the folder isn't of that layout.
     """
     root, tars = _find(raw_dir)
     if tars:
         raise InputError(f"raw_dir {str(raw_dir)!r}: images are streamed from folders only; unpack {tars[0].name}")
-    by_split, classes = _layout(str(raw_dir), files_below(root))
-    if SPLITS.get(split) not in by_split:
-        raise unknown(f"split of {raw_dir}", split, by_split)
-    names, label = _names(by_split[SPLITS[split]], classes)
-    return Files(root, tuple(names), label), classes
+    found = files_below(root)
+    by_split, classes = _layout(str(raw_dir), found)
+    splits = {split: Files(root, *_names(names, classes)) for split, names in by_split.items()}
+    return splits, classes, {"sha256 of names and sizes": _sizes_digest(found)}
+
+
+def _sizes_digest(files: dict[str, pathlib.Path]) -> str:
+    """Of a folder too large to be read for a checksum: the same in every copy of it."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

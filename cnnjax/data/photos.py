@@ -16,30 +16,35 @@ its own cosine transform, which averages squares of pixels: that differs from re
 where there is fine texture (a test bounds the mean difference). EXIF orientation is not applied, as by TFDS and
 torchvision.
 
-**Why simplejpeg.** Measured on photographs of 500x375 and 105 kB, one core (`benchmarks/results/input.md`): it decodes in
-1.0 ms where Pillow takes 1.2, and reads a header in 2 µs. Most of the time is Huffman decoding, which no smaller scale
-avoids (0.87 ms at half the size), so all of the work is only some percent faster than with Pillow alone. OpenCV decodes
-no faster, and weighs 150 MB to simplejpeg's 1; PyTurboJPEG brings no library of its own. The scales between 1/2 and 1
-are slower than the whole: they lack SIMD code.
+**Why simplejpeg.** Measured on photographs of 500x375 and 105 kB, one core (`benchmarks/results/input.md`): it decodes
+in 1.0 ms where Pillow takes 1.2, and reads a header in 2 µs. Most of the time is Huffman decoding, which no smaller
+scale avoids (0.87 ms at half the size), so all of the work is only some percent faster than with Pillow alone. OpenCV
+decodes no faster, and weighs 150 MB to simplejpeg's 1; PyTurboJPEG brings no library of its own. The scales between 1/2
+and 1 are slower than the whole: they lack SIMD code.
 """
 
 import atexit
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import importlib.metadata
+import json
 import math
 import multiprocessing
 import os
+import pathlib
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from cnnjax.data import order
-from cnnjax.data.folder import open_files
-from cnnjax.data.images import decode_image
+from cnnjax.data.folder import SPLITS, open_files
+from cnnjax.data.images import decode_image, pillow_version
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import open_records
 from cnnjax.ops.errors import InputError, unknown
@@ -81,6 +86,89 @@ class Photos:
     def __len__(self) -> int:
         return len(self.source)
 
+    def take(self, index: Any) -> "Photos":
+        """The examples at `index` (integers, a boolean mask or a slice), in that order."""
+        return dataclasses.replace(self, source=_Taken(self.source, np.arange(len(self))[index]))
+
+    def relabelled(self, number: np.ndarray) -> "Photos":
+        """The same photographs where class i has become class `number[i]` (int32 `[classes]`)."""
+        return dataclasses.replace(self, source=_Relabelled(self.source, number))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+    """The examples of a source at `index`, int `[n]`."""
+
+    source: Source
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
+        return self.source[int(self.index[i])]
+
+    def where(self, i: int) -> str:
+        return self.source.where(int(self.index[i]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Relabelled:
+    """The examples of a source with other labels, by the old ones."""
+
+    source: Source
+    number: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
+        content, label = self.source[i]
+        return content, int(self.number[label])
+
+    def where(self, i: int) -> str:
+        return self.source.where(i)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoSet:
+    """A set of photographs, as `cnnjax.data.Dataset` is one of arrays.
+
+    Attributes:
+      name: the name it was opened by.
+      train: the training examples.
+      test: the test examples, or None where the set has none with labels.
+      validation: the validation examples where the set itself has them, else None.
+      classes: the class names, by label.
+      provenance: where it came from.
+      sha256: of what can be known of the set without reading all of it: names, numbers and sizes.
+    """
+
+    name: str
+    train: Photos
+    test: Photos | None
+    validation: Photos | None
+    classes: tuple[str, ...]
+    provenance: dict[str, str]
+    sha256: str
+
+
+def _open(
+    name: str, raw_dir: Path | None, data_dir: Path | None
+) -> tuple[Mapping[str, Source], tuple[str, ...], dict[str, str]]:
+    """(the sources by split, the classes, the provenance) of a set by name."""
+    if name.startswith("tfds:"):
+        if raw_dir is not None:
+            raise InputError(
+                f"raw_dir={str(raw_dir)!r}: {name!r} is read as prepared and takes no raw_dir, but data_dir"
+            )
+        return open_records(name.removeprefix("tfds:"), data_dir)
+    if name == "folder":
+        if raw_dir is None:
+            raise InputError("photographs from a 'folder' need raw_dir: the folder of <split>/<class>/<image>")
+        return open_files(raw_dir)
+    raise unknown("set of photographs", name, ["folder", "tfds:NAME"])
+
 
 def open_photos(
     name: str, split: str = "train", *, raw_dir: Path | None = None, data_dir: Path | None = None
@@ -97,19 +185,35 @@ def open_photos(
     Raises:
       InputError: one line that says what is wrong with the name, the split or the files.
     """
-    if name.startswith("tfds:"):
-        if raw_dir is not None:
-            raise InputError(
-                f"raw_dir={str(raw_dir)!r}: {name!r} is read as prepared and takes no raw_dir, but data_dir"
-            )
-        source, classes = open_records(name.removeprefix("tfds:"), split, data_dir)
-    elif name == "folder":
-        if raw_dir is None:
-            raise InputError("photographs from a 'folder' need raw_dir: the folder of <split>/<class>/<image>")
-        source, classes = open_files(raw_dir, split)
-    else:
-        raise unknown("set of photographs", name, ["folder", "tfds:NAME"])
-    return Photos(source, classes)
+    splits, classes, _ = _open(name, raw_dir, data_dir)
+    if name == "folder":
+        split = SPLITS.get(split, split)
+    if split not in splits:
+        raise unknown(f"split of {name}", split, sorted(splits))
+    return Photos(splits[split], classes)
+
+
+def open_photo_set(name: str, *, raw_dir: Path | None = None, data_dir: Path | None = None) -> PhotoSet:
+    """A set by name, all its splits, to be streamed in training. Arguments and errors are those of `open_photos`."""
+    splits, classes, provenance = _open(name, raw_dir, data_dir)
+    if "train" not in splits:
+        raise InputError(f"{name!r} has no split 'train', only {', '.join(sorted(splits))}")
+    photos = {split: Photos(source, classes) for split, source in splits.items() if len(source)}
+    if "test" in photos and photos["test"].source[0][1] == -1:  # ImageNet's
+        print(f"cnnjax: 'test' of {name!r} has no labels (-1) and is left out", file=sys.stderr)
+        del photos["test"]
+    if "train" not in photos:
+        raise InputError(f"{name!r}, split 'train' is empty")
+    content = json.dumps([name.partition(":")[0], classes, provenance], sort_keys=True)
+    return PhotoSet(
+        name,
+        photos["train"],
+        photos.get("test"),
+        photos.get("validation"),
+        classes,
+        provenance | {"decoder": f"simplejpeg {importlib.metadata.version('simplejpeg')}, {pillow_version()}"},
+        hashlib.sha256(content.encode()).hexdigest(),
+    )
 
 
 def train_batches(
@@ -125,7 +229,7 @@ def train_batches(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     workers: int = 0,
     threads: int | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of training steps `start` to `stop - 1`, each example cropped at random (see `random_crop`).
 
     Args:
@@ -177,7 +281,7 @@ def eval_batches(
     resize: int = 256,
     workers: int = 0,
     threads: int | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Every example once, in the split's own order: the short side resized to `resize`, then the centre.
 
     Args:
@@ -241,7 +345,7 @@ class _Positions:
 
 def _stream(
     positions: _Positions, load: Callable[[int], dict[str, Any]], workers: int, threads: int | None
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """`_batches`, closed when the consumer drops it or the interpreter exits."""
     stream = _batches(positions, load, workers, threads)
     _OPEN.add(stream)
@@ -250,7 +354,7 @@ def _stream(
 
 def _batches(
     positions: _Positions, load: Callable[[int], dict[str, Any]], workers: int, threads: int | None
-) -> Generator[Batch, None, None]:
+) -> Generator[Batch]:
     """Batches of `load(position)`, made ahead of time by threads or processes, in order.
 
     All is a function of the position, so grain's iterator has no state worth saving, and what it warns of (another
@@ -278,7 +382,7 @@ def _batches(
 
 
 # Streams that are still open when the interpreter exits, which grain's iterators don't survive without tracebacks.
-_OPEN: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
 
 @atexit.register
@@ -317,6 +421,26 @@ def _start_worker(index: int, count: int) -> None:
         os._exit(1)  # a parent that was killed could not stop us
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def open_photo(path: Path, *, crop: int, resize: int) -> np.ndarray:
+    """An image file as `eval_batches` crops it: uint8 `[crop, crop, 3]`.
+
+    Args:
+      path: an image file, of any format Pillow reads.
+      crop: height and width of the result.
+      resize: the length that the shorter side gets before cropping.
+
+    Raises:
+      InputError: if the file is missing or can't be read as an image, naming it.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"image {str(path)!r} is {'a folder' if os.path.isdir(path) else 'not there'}")
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"image {str(path)!r} cannot be read: {error.strerror}") from None
+    return _resize_and_crop(content, lambda: repr(str(path)), crop, resize)
 
 
 def _train_example(

@@ -186,22 +186,28 @@ class Records:
             ) from error
 
 
-def open_records(name: str, split: str, data_dir: Path | None = None) -> tuple[Records, tuple[str, ...]]:
-    """(the encoded images of a split, the classes' names) of a set prepared in array_record format.
+def open_records(name: str, data_dir: Path | None = None) -> tuple[dict[str, Records], tuple[str, ...], dict[str, str]]:
+    """(the encoded images by split, the classes' names, where they came from) of a set prepared in array_record format.
 
     Args:
       name: NAME[/CONFIG][:VERSION], as for `load_tfds`.
-      split: as TFDS calls it; "test" and the like.
       data_dir: see `prepared_directory`.
 
     Raises:
-      InputError: if it isn't prepared or not in that format, is no set for image classification or lacks the split.
+      InputError: if it isn't prepared or not in that format, or is no set for image classification.
     """
     directory = _find(name, prepared_directory(data_dir))
     builder, _, label_key = _open(name, directory)
-    if split not in builder.info.splits:
-        raise unknown(f"split of 'tfds:{name}'", split, sorted(builder.info.splits))
-    return Records(name, directory, split), tuple(builder.info.features[label_key].names)
+    info = builder.info
+    splits = {split: Records(name, directory, split) for split in info.splits}
+    provenance = {
+        "tfds": info.full_name,
+        "format": info.file_format.value,
+        "splits": ", ".join(f"{key} {info.splits[key].num_examples}" for key in sorted(info.splits)),
+        "shards": ", ".join(f"{key} {info.splits[key].shard_lengths}" for key in sorted(info.splits)),
+        "bytes": ", ".join(f"{key} {info.splits[key].num_bytes}" for key in sorted(info.splits)),
+    }
+    return splits, tuple(info.features[label_key].names), provenance
 
 
 def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:

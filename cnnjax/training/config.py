@@ -68,6 +68,18 @@ class Data:
     """Folder for decoded arrays, so that the next start is quick ($CNNJAX_CACHE or ~/.cache/cnnjax/data)."""
     size: tuple[int, int] | None = None
     """Height and width to resize every image to."""
+    crop: int | None = None
+    """Streams photographs (of tfds:NAME or a folder) from disk in place of holding all in memory: this is the height
+    and width of their crops. Training crops are random ("Inception's", random-resized); evaluation takes the centre."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest part of a photograph that a training crop covers, before it is resized."""
+    resize: int | None = None
+    """For evaluation a photograph's shorter side is resized to this before its centre is taken; crop / 0.875, which is
+    256 for crops of 224, when not given."""
+    workers: int = dataclasses.field(default=0, metadata=WHERE)
+    """Processes that decode photographs; with 0 this process's threads do. The batches are the same."""
+    threads: int | None = dataclasses.field(default=None, metadata=WHERE)
+    """Threads that decode photographs where there are no workers (one for each core when not given)."""
     validation: float = 0.1
     """Part of the training set held out to choose the best step: a fraction below 1, or a number of images."""
     split_seed: int = 0
@@ -75,7 +87,8 @@ class Data:
     limit: int | None = None
     """Use only this many images of each split (for smoke tests)."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, pixels being in [0, 1]; measured on the training images when not given."""
+    """Mean of each channel, pixels being in [0, 1]; measured on the training images when not given (streamed
+    photographs: ImageNet's)."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel; measured when not given. The network sees (pixel - mean) / std."""
     shift: int = 0
@@ -271,10 +284,34 @@ def check(config: Config) -> None:
         )
     if data.size is not None:
         _positive("data.size", min(data.size))
+    _check_photographs(data)
     _within("data.shift", data.shift, 0, 1e6)
     _within("data.pad-crop", data.pad_crop, 0, 1e6)
     _within("data.validation", data.validation, 0, 1e12)
     _within("data.resident-mb", data.resident_mb, 0, 1e12)
+
+
+def _check_photographs(data: Data) -> None:
+    _positive("data.crop", data.crop)
+    _within("data.workers", data.workers, 0, 1024)
+    _positive("data.threads", data.threads)
+    least, greatest = data.crop_area
+    if not 0 < least <= greatest <= 1:
+        raise InputError(f"data.crop-area: received {least:g} {greatest:g}, allowed: two parts of 1, the lesser first")
+    if data.crop is None:
+        if data.resize is not None:
+            raise InputError("data.resize: allowed: with data.crop, for photographs that are streamed from disk")
+        return
+    if data.size is not None:
+        raise InputError("data.size and data.crop: allowed: one of them (photographs that are streamed have crops)")
+    if eval_resize(data) < data.crop:
+        raise InputError(f"data.resize: received {data.resize}, allowed: data.crop, which is {data.crop}, or more")
+
+
+def eval_resize(data: Data) -> int:
+    """What the shorter side of a streamed photograph is resized to for evaluation, in pixels."""
+    assert data.crop is not None
+    return round(data.crop / 0.875) if data.resize is None else data.resize
 
 
 def _positive(name: str, value: float | None) -> None:

@@ -1,5 +1,7 @@
 """How the examples of a split reach a compiled step, and evaluation over exactly all of them."""
 
+import abc
+import contextlib
 import functools
 from collections.abc import Callable, Generator
 from typing import Any
@@ -9,36 +11,50 @@ import jax
 import numpy as np
 
 from cnnjax import data as datasets
+from cnnjax.data import photos as streams
 from cnnjax.data.order import batch_indices, eval_batches
 from cnnjax.ops.errors import InputError
+from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training import metrics, processes
 from cnnjax.training.errors import RunError
 from cnnjax.training.step import Preprocess, eval_step, from_resident, repeated
 
+# What the host hands to a compiled step for a batch: the indices of its examples, or the examples.
+Item = Any
 
-class Feed:
-    """The examples of one split, and how they reach a compiled step."""
 
-    def __init__(self, arrays: datasets.Arrays, *, mesh: jax.sharding.Mesh, limit: float):
-        """Puts them on every device where they take at most `limit` bytes, else keeps them on the host."""
+class Feed(abc.ABC):
+    """The examples of one split, and how they reach a compiled step: on the host, and sent a batch at a time."""
+
+    def __init__(self, length: int, mesh: jax.sharding.Mesh):
         self.mesh = mesh
-        self.host = {"image": arrays.image, "label": arrays.label}
-        self.length = len(arrays)
-        self.resident = sum(array.nbytes for array in self.host.values()) <= limit
-        everywhere = meshes.replicated(mesh)
-        self._device = {name: meshes.put(array, everywhere) for name, array in self.host.items() if self.resident}
+        self.length = length
         self._compiled: dict[Any, Callable] = {}
 
+    @property
+    @abc.abstractmethod
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """An example's `image` and `label`."""
+
+    @abc.abstractmethod
+    def send(self, item: Item) -> dict[str, jax.Array]:
+        """The examples that an item stands for, on the devices."""
+
+    @abc.abstractmethod
+    def batches(self, start: int, stop: int, batch_size: int, seed: int) -> Generator[Item]:
+        """The batches of the training steps from `start` (0 is the first) to before `stop`."""
+
+    @abc.abstractmethod
+    def eval_batches(self, batch_size: int) -> Generator[tuple[Item, np.ndarray]]:
+        """Every example once, in batches of one size, and for each a mask bool [batch_size]: False is padding."""
+
+    @abc.abstractmethod
+    def pictures(self, most: int) -> datasets.Arrays:
+        """The first examples as evaluation sees them, to be looked at."""
+
     def compile(
-        self,
-        step: Callable,
-        first: Any,
-        batch_size: int,
-        *,
-        donate: bool = False,
-        masked: bool = False,
-        repeats: int | None = None,
+        self, step: Callable, first: Any, batch_size: int, *, donate: bool = False, masked: bool = False
     ) -> Callable:
         """Compiles `step(first, batch)` for batches of this split.
 
@@ -49,42 +65,17 @@ class Feed:
           batch_size: of every batch.
           donate: whether the first result takes the place of `first`, and may have its memory.
           masked: whether the batch has a `mask`.
-          repeats: makes up to so many steps in one call. Only for examples on the device.
 
         Returns:
-          A function of (first, index int32 [batch_size]), and of `mask` where there is one; with `repeats`, of (first,
-          indices [repeats, batch_size], count).
+          A function of (first, item), and of `mask` where there is one.
         """
-        spread, everywhere = meshes.over_batch(self.mesh), meshes.replicated(self.mesh)
-        put = functools.partial(meshes.put, sharding=spread)
-        first = meshes.abstract(first, self.mesh)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, first)
-        jit = functools.partial(
-            jax.jit,
-            donate_argnums=(0,) if donate else (),
-            out_shardings=(placed, everywhere) if donate else everywhere,
-        )
-        rest = {"mask": jax.ShapeDtypeStruct((batch_size,), bool, sharding=spread)} if masked else {}
-        if not self.resident:
-            batch = {
-                name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype, sharding=self._place(array))
-                for name, array in self.host.items()
-            }
-            compiled = jit(step).lower(first, batch | rest).compile()
-            return lambda first, index, **rest: compiled(first, self._send(index) | jax.tree.map(put, rest))
-        arrays, resident_step = self._device, from_resident(step)
-        if repeats is None:
-            index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=spread)
-            compiled = jit(resident_step).lower(first, arrays, index, **rest).compile()
-            return lambda first, index, **rest: compiled(first, arrays, put(index), **jax.tree.map(put, rest))
-        several = jax.NamedSharding(self.mesh, jax.P(None, *spread.spec))
-        indices = jax.ShapeDtypeStruct((repeats, batch_size), np.int32, sharding=several)
-
-        def many(first, arrays, indices, count):
-            return repeated(lambda first, index: resident_step(first, arrays, index))(first, indices, count)
-
-        compiled = jit(many).lower(first, arrays, indices, jax.ShapeDtypeStruct((), np.int32)).compile()
-        return lambda first, indices, count: compiled(first, arrays, meshes.put(indices, several), np.int32(count))
+        batch = {
+            name: jax.ShapeDtypeStruct((batch_size, *kind.shape), kind.dtype, sharding=self.place(kind.shape))
+            for name, kind in self.example.items()
+        }
+        compiled = self._jit(step, first, donate).lower(self._abstract(first), batch | self._mask(batch_size, masked))
+        compiled = compiled.compile()
+        return lambda first, item, **rest: compiled(first, self.send(item) | self._spread(rest))
 
     def compile_steps(self, step: Callable, state: Any, batch_size: int, several: int) -> Callable:
         """Compiles a training step, so that up to `several` are made in one call.
@@ -96,56 +87,203 @@ class Feed:
           several: how many.
 
         Returns:
-          A function of (state, batches), a list of at most `several` of what `batches` gives. It gives the new state
+          A function of (state, items), a list of at most `several` of what `batches` gives. It gives the new state
           and the scalars, of several steps as arrays [several].
 
         Raises:
           InputError: several are wanted and the examples are not on the device.
         """
-        if several == 1:
-            one = self.compile(step, state, batch_size, donate=True)
-            return lambda state, batches: one(state, batches[0])
-        if not self.resident:
+        if several > 1:
             raise InputError(
                 f"run.steps-per-call: received {several}, allowed: 1 for examples that are not kept on the device "
                 f"(--data.resident-mb)"
             )
-        many = self.compile(step, state, batch_size, donate=True, repeats=several)
-
-        def take(state: Any, batches: list[np.ndarray]) -> Any:
-            padding = [batches[0]] * (several - len(batches))
-            return many(state, np.stack(batches + padding), len(batches))
-
-        return take
-
-    def batches(self, start: int, stop: int, batch_size: int, seed: int) -> Generator[np.ndarray]:
-        """The batches of the steps from `start` (0 is the first) to before `stop`, as indices int32 [batch_size]."""
-        for step in range(start, stop):
-            yield batch_indices(self.length, batch_size, step, seed)
-
-    def _place(self, array: np.ndarray) -> jax.sharding.NamedSharding:
-        """Where a batch of examples is sent: images by their height too, where it divides."""
-        along_space = array.ndim == 4 and array.shape[1] % self.mesh.shape["space"] == 0
-        return meshes.over_images(self.mesh) if along_space else meshes.over_batch(self.mesh)
-
-    def _send(self, index: np.ndarray) -> dict[str, jax.Array]:
-        """The examples at `index`, each process gathering only what its own devices hold."""
-
-        def send(array: np.ndarray) -> jax.Array:
-            if not processes.several():
-                return jax.device_put(array[index], self._place(array))
-            shape = (len(index), *array.shape[1:])
-            # `part` has a slice for each axis of the batch.
-            gather = lambda part: array[index[part[0]]][:, *part[1:]]
-            return jax.make_array_from_callback(shape, self._place(array), gather)
-
-        return {name: send(array) for name, array in self.host.items()}
+        one = self.compile(step, state, batch_size, donate=True)
+        return lambda state, items: one(state, items[0])
 
     def cached(self, key: Any, make: Callable[[], Callable]) -> Callable:
         """What `make` gives, made once for each key."""
         if key not in self._compiled:
             self._compiled[key] = make()
         return self._compiled[key]
+
+    def place(self, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+        """Where a batch of examples of a shape is sent: images by their height too, where it divides."""
+        along_space = len(shape) == 3 and shape[0] % self.mesh.shape["space"] == 0
+        return meshes.over_images(self.mesh) if along_space else meshes.over_batch(self.mesh)
+
+    def _abstract(self, first: Any) -> Any:
+        return meshes.abstract(first, self.mesh)
+
+    def _jit(self, step: Callable, first: Any, donate: bool) -> Any:
+        everywhere = meshes.replicated(self.mesh)
+        if not donate:
+            return jax.jit(step, out_shardings=everywhere)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self._abstract(first))
+        return jax.jit(step, donate_argnums=0, out_shardings=(placed, everywhere))
+
+    def _mask(self, batch_size: int, masked: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        spread = meshes.over_batch(self.mesh)
+        return {"mask": jax.ShapeDtypeStruct((batch_size,), bool, sharding=spread)} if masked else {}
+
+    def _spread(self, arrays: Any) -> Any:
+        """Arrays that every process has whole, divided as a batch is."""
+        return jax.tree.map(lambda array: meshes.put(array, meshes.over_batch(self.mesh)), arrays)
+
+
+class ArraysFeed(Feed):
+    """Arrays in the memory of the host; an item is the indices of its examples, int32 [batch_size]."""
+
+    def __init__(self, arrays: datasets.Arrays, mesh: jax.sharding.Mesh):
+        super().__init__(len(arrays), mesh)
+        self.host = {"image": arrays.image, "label": arrays.label}
+
+    @property
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in self.host.items()}
+
+    def send(self, item: np.ndarray) -> dict[str, jax.Array]:
+        """The examples at these indices, each process gathering only what its own devices hold."""
+
+        def send(array: np.ndarray) -> jax.Array:
+            place = self.place(array.shape[1:])
+            if not processes.several():
+                return jax.device_put(array[item], place)
+            # `part` has a slice for each axis of the batch.
+            gather = lambda part: array[item[part[0]]][:, *part[1:]]
+            return jax.make_array_from_callback((len(item), *array.shape[1:]), place, gather)
+
+        return {name: send(array) for name, array in self.host.items()}
+
+    def batches(self, start: int, stop: int, batch_size: int, seed: int) -> Generator[np.ndarray]:
+        for step in range(start, stop):
+            yield batch_indices(self.length, batch_size, step, seed)
+
+    def eval_batches(self, batch_size: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
+        yield from eval_batches(self.length, batch_size)
+
+    def pictures(self, most: int) -> datasets.Arrays:
+        return datasets.Arrays(**self.host).take(slice(most))
+
+
+class ResidentFeed(ArraysFeed):
+    """Arrays on every device, where the compiled step picks the examples itself."""
+
+    def __init__(self, arrays: datasets.Arrays, mesh: jax.sharding.Mesh):
+        super().__init__(arrays, mesh)
+        everywhere = meshes.replicated(mesh)
+        self._device = {name: meshes.put(array, everywhere) for name, array in self.host.items()}
+
+    def compile(
+        self, step: Callable, first: Any, batch_size: int, *, donate: bool = False, masked: bool = False
+    ) -> Callable:
+        spread, arrays = meshes.over_batch(self.mesh), self._device
+        index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=spread)
+        jitted = self._jit(from_resident(step), first, donate)
+        compiled = jitted.lower(self._abstract(first), arrays, index, **self._mask(batch_size, masked)).compile()
+        return lambda first, item, **rest: compiled(first, arrays, self._spread(item), **self._spread(rest))
+
+    def compile_steps(self, step: Callable, state: Any, batch_size: int, several: int) -> Callable:
+        if several == 1:
+            return super().compile_steps(step, state, batch_size, 1)
+        arrays, one = self._device, from_resident(step)
+        place = jax.NamedSharding(self.mesh, jax.P(None, *meshes.over_batch(self.mesh).spec))
+        indices = jax.ShapeDtypeStruct((several, batch_size), np.int32, sharding=place)
+
+        def many(state, arrays, indices, count):
+            return repeated(lambda state, index: one(state, arrays, index))(state, indices, count)
+
+        jitted = self._jit(many, state, donate=True)
+        compiled = jitted.lower(self._abstract(state), arrays, indices, jax.ShapeDtypeStruct((), np.int32)).compile()
+
+        def take(state: Any, items: list[np.ndarray]) -> Any:
+            padding = [items[0]] * (several - len(items))
+            return compiled(state, arrays, meshes.put(np.stack(items + padding), place), np.int32(len(items)))
+
+        return take
+
+
+_PICTURES = 1000
+"""Photographs that are decoded at once to be looked at, at the most: 150 MB."""
+
+
+class PhotosFeed(Feed):
+    """Photographs decoded while the devices compute; an item is the examples that this process needs of a batch."""
+
+    def __init__(self, photos: datasets.Photos, mesh: jax.sharding.Mesh, data: configs.Data):
+        super().__init__(len(photos), mesh)
+        assert data.crop is not None
+        self.photos, self.data, self.crop = photos, data, data.crop
+        self._decoders: dict[str, Any] = {"workers": data.workers, "threads": data.threads}
+
+    @property
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        image = jax.ShapeDtypeStruct((self.crop, self.crop, 3), np.uint8)
+        return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """The positions within a batch that this process's devices hold, in ascending order."""
+        places = meshes.over_batch(self.mesh).addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
+
+    def send(self, item: streams.Batch) -> dict[str, jax.Array]:
+        def send(array: np.ndarray) -> jax.Array:
+            place = self.place(array.shape[1:])
+            if not processes.several():
+                return jax.device_put(array, place)
+            batch_size = len(array) * self._share
+            rows = self.rows(batch_size)
+            # `part` has a slice for each axis of the batch.
+            pick = lambda part: array[np.searchsorted(rows, np.arange(batch_size)[part[0]])][:, *part[1:]]
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), place, pick)
+
+        return {name: send(array) for name, array in item.items()}
+
+    @functools.cached_property
+    def _share(self) -> int:
+        """Of how many rows of a batch this process has one."""
+        count = meshes.batch_devices(self.mesh)
+        return count // len(self.rows(count))
+
+    def batches(self, start: int, stop: int, batch_size: int, seed: int) -> Generator[streams.Batch]:
+        return streams.train_batches(
+            self.photos,
+            seed=seed,
+            start=start,
+            stop=stop,
+            batch_size=batch_size,
+            rows=self.rows(batch_size),
+            crop=self.crop,
+            scale=self.data.crop_area,
+            **self._decoders,
+        )
+
+    def eval_batches(self, batch_size: int) -> Generator[tuple[streams.Batch, np.ndarray]]:
+        with contextlib.closing(self._evaluated(self.photos, batch_size, self.rows(batch_size))) as stream:
+            for start, batch in zip(range(0, self.length, batch_size), stream, strict=True):
+                del batch["mask"]  # of this process's examples alone
+                yield batch, np.arange(start, start + batch_size) < self.length
+
+    def pictures(self, most: int) -> datasets.Arrays:
+        few = self.photos.take(slice(min(most, _PICTURES)))
+        with contextlib.closing(self._evaluated(few, len(few), None)) as stream:
+            batch = next(stream)
+        return datasets.Arrays(batch["image"], batch["label"])
+
+    def _evaluated(self, photos: datasets.Photos, batch_size: int, rows: np.ndarray | None) -> Generator[streams.Batch]:
+        resize = configs.eval_resize(self.data)
+        return streams.eval_batches(
+            photos, batch_size=batch_size, rows=rows, crop=self.crop, resize=resize, **self._decoders
+        )
+
+
+def make_feed(split: datasets.Arrays | datasets.Photos, mesh: jax.sharding.Mesh, data: configs.Data) -> Feed:
+    """The feed of a split: photographs are streamed; arrays kept on every device where they take at most
+    `data.resident_mb`, else on the host."""
+    if isinstance(split, datasets.Photos):
+        return PhotosFeed(split, mesh, data)
+    size = split.image.nbytes + split.label.nbytes
+    return (ResidentFeed if size <= data.resident_mb * 2**20 else ArraysFeed)(split, mesh)
 
 
 def evaluate_split(
@@ -167,8 +305,8 @@ def evaluate_split(
     step = functools.partial(eval_step, model=model, loss=loss, preprocess=preprocess, layout=meshes.Layout(feed.mesh))
     evaluate = feed.cached(size, lambda: feed.compile(step, variables, size, masked=True))
     results, masks = [], []
-    for index, mask in eval_batches(feed.length, size):
-        results.append(evaluate(variables, index, mask=mask))
+    for item, mask in feed.eval_batches(size):
+        results.append(evaluate(variables, item, mask=mask))
         masks.append(mask)
         if len(results) > 2:  # not all batches of a large set at once
             results[-3] = jax.device_get(results[-3])

@@ -27,7 +27,7 @@ from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import Interrupted, RunError
-from cnnjax.training.feed import Feed, evaluate_split
+from cnnjax.training.feed import evaluate_split, make_feed
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.report import Report
 from cnnjax.training.setup import (
@@ -43,6 +43,9 @@ from cnnjax.training.setup import (
 from cnnjax.training.state import TrainState, fingerprint
 from cnnjax.training.step import Preprocess
 
+_SHOWN = 10_000
+"""Test images that `predictions.png` is chosen from, at the most."""
+
 
 def train(
     config: Config,
@@ -50,7 +53,7 @@ def train(
     *,
     experiment: str = "experiment",
     experiment_file: str | None = None,
-    dataset: datasets.Dataset | None = None,
+    dataset: datasets.Dataset | datasets.PhotoSet | None = None,
     extend: bool = False,
     profile: bool = False,
     report: Report | None = None,
@@ -166,8 +169,7 @@ def train(
         )
 
         # ---- compile -------------------------------------------------------------------------------------------
-        place = functools.partial(Feed, mesh=mesh, limit=config.data.resident_mb * 2**20)
-        feeds = {name: place(arrays) for name, arrays in splits.items()}
+        feeds = {name: make_feed(split, mesh, config.data) for name, split in splits.items()}
         started = time.monotonic()
         take_steps = feeds["train"].compile_steps(
             make_step(config, model, optimizer, preprocess, mesh),
@@ -322,8 +324,9 @@ def train(
             assert rows is not None
             pictures.curves(rows.rows, workdir / "curves.png", title=f"{experiment}, seed {config.train.seed}")
             if outputs is not None and derived.classes:
-                test = splits["test"]
-                pictures.predictions(test.image, test.label, outputs, derived.classes, workdir / "predictions.png")
+                test = feeds["test"].pictures(_SHOWN)
+                shown = outputs[: len(test)]
+                pictures.predictions(test.image, test.label, shown, derived.classes, workdir / "predictions.png")
             rundir.write_json(workdir / "result.json", result)
             return result
 

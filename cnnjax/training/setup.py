@@ -24,6 +24,8 @@ from cnnjax.training.config import Config
 from cnnjax.training.state import TrainState, init_state
 from cnnjax.training.step import Batch, Preprocess, Update, train_step
 
+Split = datasets.Arrays | datasets.Photos
+
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
@@ -86,15 +88,17 @@ def make_step(
     )
 
 
-def load_data(config: Config) -> datasets.Dataset:
-    """The data set that a configuration names."""
+def load_data(config: Config) -> datasets.Dataset | datasets.PhotoSet:
+    """The data set that a configuration names: in memory, or photographs to be streamed."""
     data = config.data
+    if data.crop is not None:
+        return datasets.open_photo_set(data.name, raw_dir=data.raw_dir, data_dir=data.data_dir)
     return datasets.load(
         data.name, raw_dir=data.raw_dir, data_dir=data.data_dir, cache_dir=data.cache_dir, size=data.size
     )
 
 
-def prepare(config: Config, dataset: datasets.Dataset) -> tuple[dict[str, datasets.Arrays], Derived]:
+def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tuple[dict[str, Split], Derived]:
     """The splits of a run, and what its configuration leaves to the data.
 
     Args:
@@ -102,34 +106,36 @@ def prepare(config: Config, dataset: datasets.Dataset) -> tuple[dict[str, datase
       dataset: as loaded.
 
     Returns:
-      The arrays of "train", and of "validation" and "test" where there are any, and a `Derived`.
+      The examples of "train", and of "validation" and "test" where there are any, and a `Derived`.
 
     Raises:
       InputError: the data set is not a proper one, or too small for the configuration.
     """
-    datasets.check(dataset)
     data = config.data
-    limit = slice(data.limit)
-    rest, validation = dataset.train.take(limit), dataset.validation
-    if validation is not None:
-        validation = validation.take(limit)
-    elif data.validation:
-        rest, validation = datasets.split(rest, _amount(data.validation), data.split_seed)
-    splits = {"train": rest}
-    if validation is not None:
-        splits["validation"] = validation
-    if dataset.test is not None:
-        splits["test"] = dataset.test.take(limit)
-    if config.train.batch_size > len(rest):
+    if isinstance(dataset, datasets.PhotoSet):
+        sha256 = dataset.sha256
+        if data.crop is None:
+            raise InputError(f"data.crop: allowed: a number of pixels, as {dataset.name} is photographs to be streamed")
+    else:
+        datasets.check(dataset)
+        sha256 = datasets.sha256(dataset)
+        if data.crop is not None:
+            raise InputError(f"data.crop: {dataset.name} is in memory; allowed: photographs (folder, tfds:NAME)")
+    splits = _splits(data, dataset)
+    train = splits["train"]
+    if config.train.batch_size > len(train):
         raise InputError(
-            f"train.batch-size: received {config.train.batch_size}, allowed: at most the {len(rest):,} training images "
-            f"of {dataset.name}"
+            f"train.batch-size: received {config.train.batch_size}, allowed: at most the {len(train):,} training "
+            f"images of {dataset.name}"
         )
-    mean, std = data.mean, data.std
-    if mean is None or std is None:
-        measured_mean, measured_std = datasets.channel_mean_std(rest.image)
-        mean, std = mean or measured_mean, std or measured_std
-    height, width, channels = rest.image.shape[1:]
+    if isinstance(train, datasets.Arrays):
+        height, width, channels = train.image.shape[1:]
+        targets = math.prod(train.label.shape[1:])
+    else:
+        assert data.crop is not None
+        height, width, channels = data.crop, data.crop, 3
+        targets = 0
+    mean, std = _mean_std(data, train)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise InputError(
@@ -142,15 +148,46 @@ def prepare(config: Config, dataset: datasets.Dataset) -> tuple[dict[str, datase
     derived = Derived(
         image_shape=(height, width, channels),
         classes=dataset.classes,
-        num_classes=len(dataset.classes) or math.prod(rest.label.shape[1:]),
+        num_classes=len(dataset.classes) or targets,
         mean=mean,
         std=std,
-        steps=configs.total_steps(config, len(rest)),
-        examples={name: len(arrays) for name, arrays in splits.items()},
+        steps=configs.total_steps(config, len(train)),
+        examples={name: len(examples) for name, examples in splits.items()},
         provenance=dataset.provenance,
-        sha256=datasets.sha256(dataset),
+        sha256=sha256,
     )
     return splits, derived
+
+
+def _splits(data: configs.Data, dataset: datasets.Dataset | datasets.PhotoSet) -> dict[str, Split]:
+    """The examples of each split that there are, limited and with validation images held out as configured."""
+    limit = slice(data.limit)
+    rest, validation = dataset.train.take(limit), dataset.validation
+    if validation is not None:
+        validation = validation.take(limit)
+    elif data.validation:
+        rest, validation = datasets.split(rest, _amount(data.validation), data.split_seed)
+    splits: dict[str, Split] = {"train": rest}
+    if validation is not None:
+        splits["validation"] = validation
+    if dataset.test is not None:
+        splits["test"] = dataset.test.take(limit)
+    return splits
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the channels of ImageNet's training images (red, green, blue), as torchvision and everybody since has them."""
+
+
+def _mean_std(data: configs.Data, train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The channels' statistics: given, ImageNet's for photographs that are not all read, or measured."""
+    if data.mean is not None and data.std is not None:
+        return data.mean, data.std
+    if isinstance(train, datasets.Arrays):
+        mean, std = datasets.channel_mean_std(train.image)
+    else:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return data.mean or mean, data.std or std
 
 
 def _amount(validation: float) -> int | float:

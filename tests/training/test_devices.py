@@ -13,7 +13,7 @@ from cnnjax.data import Arrays
 from cnnjax.ops.errors import InputError
 from cnnjax.training import Optimizer, metrics
 from cnnjax.training import mesh as meshes
-from cnnjax.training.feed import Feed
+from cnnjax.training.feed import ResidentFeed
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.state import init_state
 from cnnjax.training.step import PLAIN, Preprocess, Update, train_step
@@ -44,7 +44,7 @@ def run(model_name, devices, dtype, steps, axes=None, update=PLAIN, **fields):
         preprocess=preprocess,
         update=dataclasses.replace(update, layout=meshes.Layout(mesh)),
     )
-    take = Feed(arrays, mesh=mesh, limit=1e9).compile(step, state, BATCH, donate=True)
+    take = ResidentFeed(arrays, mesh).compile(step, state, BATCH, donate=True)
     losses = []
     for i in range(steps):
         donated = state
