@@ -200,6 +200,8 @@ def _labelled_as(run, examples, derived, name: str):
     """The examples of the set `name` with the labels that its classes have in a run."""
     import numpy as np
 
+    from cnnjax.data import Photos
+
     if not run.classes or not derived.classes:
         if derived.num_classes != run.num_classes or bool(run.classes) != bool(derived.classes):
             raise InputError(f"data.name: labels of {name} are not of the kind that the run was trained on")
@@ -209,7 +211,9 @@ def _labelled_as(run, examples, derived, name: str):
         if class_name not in label:
             raise InputError(f"data.name: {name} has the class {class_name!r}, allowed: {', '.join(run.classes)}")
     order = np.array([label[class_name] for class_name in derived.classes], np.int32)
-    return examples if run.classes == derived.classes else examples.relabelled(order)
+    if isinstance(examples, Photos):
+        return examples.relabelled(order, run.classes)
+    return dataclasses.replace(examples, label=order[examples.label])
 
 
 @dataclasses.dataclass(frozen=True)

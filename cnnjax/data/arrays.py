@@ -29,10 +29,6 @@ class Arrays:
         """The examples at `index` (integers, a boolean mask or a slice), in that order."""
         return Arrays(self.image[index], self.label[index])
 
-    def relabelled(self, number: np.ndarray) -> "Arrays":
-        """The same images where class i has become class `number[i]` (int32 `[classes]`)."""
-        return Arrays(self.image, number[self.label])
-
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

@@ -90,9 +90,9 @@ class Photos:
         """The examples at `index` (integers, a boolean mask or a slice), in that order."""
         return dataclasses.replace(self, source=_Taken(self.source, np.arange(len(self))[index]))
 
-    def relabelled(self, number: np.ndarray) -> "Photos":
-        """The same photographs where class i has become class `number[i]` (int32 `[classes]`)."""
-        return dataclasses.replace(self, source=_Relabelled(self.source, number))
+    def relabelled(self, number: np.ndarray, classes: tuple[str, ...]) -> "Photos":
+        """The same photographs where class i has become class `number[i]` (int32 `[classes]`) of `classes`."""
+        return Photos(_Relabelled(self, number), classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +114,20 @@ class _Taken:
 
 @dataclasses.dataclass(frozen=True)
 class _Relabelled:
-    """The examples of a source with other labels, by the old ones."""
+    """Photographs with other labels, by the old ones."""
 
-    source: Source
+    photos: Photos
     number: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.photos)
 
     def __getitem__(self, i: int) -> tuple[bytes, int]:
-        content, label = self.source[i]
+        content, label = _encoded(self.photos, i)
         return content, int(self.number[label])
 
     def where(self, i: int) -> str:
-        return self.source.where(i)
+        return self.photos.source.where(i)
 
 
 @dataclasses.dataclass(frozen=True)

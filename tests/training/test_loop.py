@@ -205,7 +205,8 @@ def test_epochs_become_steps_without_losing_a_part():
 @pytest.mark.parametrize("resident_mb", [100.0, 0.0])
 def test_nothing_is_transferred_by_accident(tiny_config, tiny_data, tmp_path, monkeypatch, resident_mb):
     """Every step takes explicit transfers only: the index of a batch, or the batch."""
-    original = loop.Feed.compile
+    kind = feed.ResidentFeed if resident_mb else feed.ArraysFeed
+    original = kind.compile
 
     def guarded(self, *args, **kwargs):
         step = original(self, *args, **kwargs)
@@ -216,7 +217,7 @@ def test_nothing_is_transferred_by_accident(tiny_config, tiny_data, tmp_path, mo
 
         return call
 
-    monkeypatch.setattr(loop.Feed, "compile", guarded)
+    monkeypatch.setattr(kind, "compile", guarded)
     train(change(tiny_config, "data", resident_mb=resident_mb), tmp_path / "run", dataset=tiny_data)
 
 
