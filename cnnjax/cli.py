@@ -459,6 +459,9 @@ class _Data:
     """Folder for decoded arrays."""
     picture: pathlib.Path | None = None
     """With show: a PNG to draw examples of every class into."""
+    made_up: int | None = None
+    """With prepare imagenet2012: so many made-up photographs in its place, and an eighth as many for validation, to try
+    everything without the real ones."""
 
 
 def _data(argv: list[str]) -> None:
@@ -471,6 +474,9 @@ def _data(argv: list[str]) -> None:
         return
     if chosen.name is None:
         raise InputError(f"cnnjax data {chosen.action}: needs the name of a data set ({', '.join(data.summaries())})")
+    if chosen.made_up is not None:
+        _made_up(chosen)
+        return
     if chosen.action == "prepare":
         print(data.prepare(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir))
         return
@@ -492,6 +498,22 @@ def _data(argv: list[str]) -> None:
 
         pictures.examples(dataset.train.image, dataset.train.label, dataset.classes, chosen.picture)
         print(f"  picture    {chosen.picture}")
+
+
+def _made_up(chosen: _Data) -> None:
+    from cnnjax.data import synthetic
+
+    if (chosen.action, chosen.name) != ("prepare", "imagenet2012"):
+        raise InputError("--made-up: allowed: with cnnjax data prepare imagenet2012")
+    if chosen.made_up is None or chosen.made_up < 1:
+        raise InputError(f"--made-up: received {chosen.made_up}, allowed: 1 or more")
+    counts = {"train": chosen.made_up, "validation": -(-chosen.made_up // 8)}
+    print(f"making {sum(counts.values()):,} photographs, some twenty a second", file=sys.stderr)
+    splits = {
+        split: synthetic.photographs(count, seed=seed, classes=synthetic.THOUSAND)
+        for seed, (split, count) in enumerate(counts.items())
+    }
+    print(synthetic.write_imagenet(splits, chosen.data_dir, synthetic.THOUSAND))
 
 
 # ---- plan ----------------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def decode_all(sources: Sequence[tuple[str, bytes]], size: Size | None) -> np.nd
             (h0, w0), (h1, w1) = images[0].shape[:2], image.shape[:2]
             raise InputError(
                 f"images differ in size: {sources[0][0]} is {h0}x{w0} and {name} is {h1}x{w1} (height x width);"
-                " give a size to resize to"
+                " give a size to resize to, or stream them with a crop (--data.crop)"
             )
     channels = max(image.shape[2] for image in images)
     result = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)

@@ -2,14 +2,17 @@
 
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import prepared_directory
+from cnnjax.ops.errors import InputError
 
 CLASSES = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")  # ImageNet's first, by their wnid
+THOUSAND = (*CLASSES, *(f"n9{i:07}" for i in range(5, 1000)))  # as many as ImageNet has
 _VERSION = "5.1.0"  # of TFDS's imagenet2012
 
 
@@ -46,7 +49,9 @@ def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     return file.getvalue()
 
 
-def photographs(n: int, *, seed: int = 0, longest: int = 500) -> list[tuple[str, bytes, int]]:
+def photographs(
+    n: int, *, seed: int = 0, longest: int = 500, classes: Sequence[str] = CLASSES
+) -> list[tuple[str, bytes, int]]:
     """Made-up photographs: (file name, JPEG, label) of each.
 
     Args:
@@ -54,6 +59,7 @@ def photographs(n: int, *, seed: int = 0, longest: int = 500) -> list[tuple[str,
       seed: of their contents, sizes and textures.
       longest: their usual longer side; three quarters of them are `longest` by 3/4 of that, wide or high, the others
         from half to one and a half times as large.
+      classes: their names, which are in those of the files, one after the other.
     """
     rng = np.random.default_rng(seed)
     made = []
@@ -61,23 +67,32 @@ def photographs(n: int, *, seed: int = 0, longest: int = 500) -> list[tuple[str,
         factor = 1.0 if rng.random() < 0.75 else rng.uniform(0.5, 1.5)
         sides = round(longest * factor * 0.75), round(longest * factor)
         height, width = sides if rng.random() < 0.7 else sides[::-1]
-        label = i % len(CLASSES)
+        label = i % len(classes)
         made.append(
-            (f"{CLASSES[label]}_{i}.JPEG", jpeg(photograph(rng, height, width, rng.uniform(0.71, 0.81))), label)
+            (f"{classes[label]}_{i}.JPEG", jpeg(photograph(rng, height, width, rng.uniform(0.71, 0.81))), label)
         )
     return made
 
 
-def write_imagenet(splits: dict[str, list[tuple[str, bytes, int]]], data_dir: Path | None = None) -> pathlib.Path:
+def write_imagenet(
+    splits: dict[str, list[tuple[str, bytes, int]]], data_dir: Path | None = None, classes: Sequence[str] = CLASSES
+) -> pathlib.Path:
     """Prepare encoded images as TFDS prepares `imagenet2012`, in array_record format, in the order given.
 
     Args:
       splits: by name ("train", "validation"), (file name, encoded image, label) of each example, as from `photographs`.
       data_dir: where to put it; see `cnnjax.data.tfds.prepared_directory`.
+      classes: their names.
 
     Returns:
       the folder of the prepared set, to be opened as "tfds:imagenet2012" with that data_dir.
+
+    Raises:
+      InputError: there is one already, which may be the real one.
     """
+    root = prepared_directory(data_dir)
+    if (root / "imagenet2012").exists():
+        raise InputError(f"data_dir: {root} holds an imagenet2012 already, which is left as it is; choose another")
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # TFDS registers its own under this name
@@ -87,7 +102,7 @@ def write_imagenet(splits: dict[str, list[tuple[str, bytes, int]]], data_dir: Pa
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
                 "image": tfds.features.Image(encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                "label": tfds.features.ClassLabel(names=list(classes)),
                 "file_name": tfds.features.Text(),
             }
             return tfds.core.DatasetInfo(
@@ -105,7 +120,6 @@ def write_imagenet(splits: dict[str, list[tuple[str, bytes, int]]], data_dir: Pa
             for i, (file_name, content, label) in enumerate(examples):
                 yield i, {"image": content, "label": label, "file_name": file_name}
 
-    root = prepared_directory(data_dir)
     builder = Builder(data_dir=root, file_format="array_record")
     builder.download_and_prepare(download_dir=root / "downloads" / "made_up", file_format="array_record")
     return pathlib.Path(builder.data_dir)

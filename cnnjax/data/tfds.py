@@ -285,7 +285,7 @@ def _read_split(where: str, source: Any, image_key: str, label_key: str, size: S
             if pixels.shape != image.shape[1:]:
                 raise InputError(
                     f"{where}: images differ in shape: example 0 is {image.shape[1:]}, example {i} is {pixels.shape};"
-                    " give a size to resize to"
+                    " give a size to resize to, or stream them with a crop (--data.crop)"
                 )
             image[i], label[i] = pixels, example[label_key]
     if image is None:
