@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from cnnjax import data, models
+from cnnjax import cli, data, models
 from cnnjax.training import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,6 +18,9 @@ NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if not 
 # Networks that take long to compile on two cores.
 SLOW = {"cifar_resnet20", "geron_fashion"}
 
+# Streamed from disk.
+PHOTOGRAPHS = {"imagenet_resnet50"}
+
 
 def load(name):
     return importlib.import_module(f"experiments.{name}")
@@ -25,7 +28,7 @@ def load(name):
 
 def test_the_promised_ones_are_there():
     promised = {"quickstart", "lenet5_mnist", "lenet5_modern_mnist", "geron_fashion"}
-    promised |= {"cs231n_cifar10", "convnetjs_cifar10", "cifar_resnet20"}
+    promised |= {"cs231n_cifar10", "convnetjs_cifar10", "cifar_resnet20", "imagenet_resnet50"}
     assert promised <= set(NAMES)
 
 
@@ -45,7 +48,7 @@ def test_config_and_main(name):
     assert isinstance(experiment.CONFIG, Config)
     assert callable(experiment.main)
     assert experiment.CONFIG.model.name in models.MODELS
-    assert experiment.CONFIG.data.name in data.DATASETS
+    assert experiment.CONFIG.data.name in {*data.DATASETS, "tfds:imagenet2012"}
     models.create(experiment.CONFIG.model.name, **experiment.CONFIG.model.fields)
 
 
@@ -61,7 +64,8 @@ def made_up(name: str, shape: tuple[int, int, int]) -> data.Dataset:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES if name not in PHOTOGRAPHS],
 )
 def test_quick_runs_from_end_to_end(name, tmp_path, monkeypatch, capsys):
     """On real digits, or on noise in the place of a set that would have to be downloaded."""
@@ -82,3 +86,25 @@ def test_quick_runs_from_end_to_end(name, tmp_path, monkeypatch, capsys):
     assert len(result["fingerprint"]) == 64
     for file in ("config.json", "metrics.jsonl", "curves.png", "predictions.png"):
         assert (tmp_path / "run" / file).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_photographs_from_end_to_end(tmp_path, capsys):
+    """ImageNet's recipe, at its own size of crops, on made-up photographs in the layout of the prepared set."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "prepare", "imagenet2012", "--made-up", "64", "--data-dir", str(tmp_path)])
+    assert ended.value.code == 0
+    experiment = load("imagenet_resnet50")
+    options = ["--quick", "--data.data-dir", str(tmp_path), "--run.devices", "1", "--workdir", str(tmp_path / "run")]
+    capsys.readouterr()
+    assert experiment.main([*options, "--train.steps", "2", "--train.evaluate-every", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "validation accuracy" in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["parameters"] == models.describe("resnet50")["parameters"]
+    assert {"validation_accuracy", "validation_top5", "best_step"} <= set(result)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["derived"]["examples"] == {
+        "train": 64,
+        "validation": 8,
+    }

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from cnnjax.data import synthetic
 from cnnjax.ops.errors import InputError
 from cnnjax.training import Distributed, load_run, processes
 
@@ -127,6 +128,23 @@ def test_the_mistake_that_one_finds_ends_all(tmp_path):
         assert f"error: workdir: {tmp_path} is not empty and holds no run" in error
         assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=2", "space=2"])
+def test_photographs_are_decoded_where_they_are_needed(tmp_path, mesh):
+    """Two processes, each with its part of the batch or of the height, are one process on one device."""
+    for split, seed in (("train", 0), ("validation", 1)):
+        for name, content, label in synthetic.photographs(40, seed=seed, longest=60):
+            path = tmp_path / "set" / split / synthetic.CLASSES[label] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    photographs = f"--data.name folder --data.raw-dir {tmp_path / 'set'} --data.crop 28 --data.size None --data.flip"
+    options = (*SHORT, *photographs.split(), "--train.batch-size", "16")
+    finish(start(1, tmp_path / "one", *options))
+    finish(start(2, tmp_path / "two", *options, "--run.mesh", mesh, "--data.threads", "1"))
+    assert_same_parameters(tmp_path / "two", tmp_path / "one")
+    assert result(tmp_path / "two")["validation_loss"] == pytest.approx(result(tmp_path / "one")["validation_loss"])
 
 
 @pytest.mark.slow
