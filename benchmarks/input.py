@@ -3,6 +3,7 @@
     python benchmarks/input.py                 # a table for the results' page
     python benchmarks/input.py --rounds 2 --photographs 64
     python benchmarks/input.py --decoders      # decoders alone, also OpenCV's if it is installed
+    python benchmarks/input.py --hashes        # of the same 1,000 batches, whatever makes them
 
 All make the same batches of 224x224 from the same JPEG files (made up, of ImageNet's typical size) with the same crops:
 the loop and the DataLoader by PIL, written out as torchvision's RandomResizedCrop works on PIL images. Nobody
@@ -11,10 +12,13 @@ fill, and times the following ones. Rounds are interleaved; the ratio within a r
 """
 
 import argparse
+import concurrent.futures
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -160,6 +164,43 @@ def cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def part_digests(data_dir: str, rows: list[int], batches: int, workers: int) -> list[list[bytes]]:
+    """What one process of several makes: of each batch, the hash of each of its rows."""
+    split = photos.open_photos("tfds:imagenet2012", data_dir=data_dir)
+    stream = photos.train_batches(
+        split, seed=0, start=0, stop=batches, batch_size=BATCH, rows=rows, crop=CROP, workers=workers
+    )
+    return [
+        [
+            hashlib.sha256(image.tobytes() + label.tobytes()).digest()
+            for image, label in zip(*batch.values(), strict=True)
+        ]
+        for batch in stream
+    ]
+
+
+def hash_batches(made: list[tuple[str, bytes, int]], batches: int = 1000) -> None:
+    """Prints one hash of all rows of all batches, made by 0, 1 and 2 workers and by one and two processes."""
+    print("| processes | workers of each | sha256 of 1,000 batches of 32 |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as root:
+        synthetic.write_imagenet({"train": made}, root)
+        for processes, workers in ((1, 0), (1, 1), (1, 2), (2, 0), (2, 1)):
+            shares = [list(range(number, BATCH, processes)) for number in range(processes)]
+            spawn = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+                tasks = [pool.submit(part_digests, root, share, batches, workers) for share in shares]
+                parts = [task.result() for task in tasks]
+            total = hashlib.sha256()
+            for of_batch in zip(*parts, strict=True):
+                rows = {
+                    row: each
+                    for share, found in zip(shares, of_batch, strict=True)
+                    for row, each in zip(share, found, strict=True)
+                }
+                total.update(b"".join(rows[row] for row in range(BATCH)))
+            print(f"| {processes} | {workers} | {total.hexdigest()[:32]} |", flush=True)
+
+
 def main() -> None:
     """Times all and prints a page of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,12 +208,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=20, help="timed in each turn, of 32 images")
     parser.add_argument("--photographs", type=int, default=384)
     parser.add_argument("--decoders", action="store_true", help="time decoders alone")
+    parser.add_argument("--hashes", action="store_true", help="hash 1,000 batches instead")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     made = synthetic.photographs(arguments.photographs)
     if arguments.decoders:
         time_decoders(arguments.rounds, made)
+        return
+    if arguments.hashes:
+        hash_batches(made)
         return
     with tempfile.TemporaryDirectory() as root:
         for name, content, label in made:
