@@ -10,7 +10,7 @@ images, SGD with Nesterov's momentum 0.9 and weight decay 1e-4 on the kernels, l
 images) after five epochs of warm-up, label smoothing 0.1, random-resized crops of 224 and mirroring, bfloat16. The
 validation images are ImageNet's 50,000, one central crop each. Published for the like: 76.3 to 76.8 % top-1 (Goyal et
 al., table 1: 76.4 ± 0.1; with cosine and smoothing, He et al., "Bag of Tricks", 2019: 77.2). Expected: not measured
-yet; it wants accelerators and the data. On made-up photographs it runs from end to end (tests/test_imagenet.py).
+yet; it wants accelerators and the data. On made-up photographs it runs from end to end (tests/test_experiments.py).
 """
 
 from cnnjax.training import Config, Data, Model, Optimizer, Run, Train, launch

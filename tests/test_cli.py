@@ -342,3 +342,16 @@ def test_the_library_raises_what_the_command_prints(run, capsys):
         cli.load_experiment("nowhere.py")
     assert command("run", "nowhere.py") == 2
     assert capsys.readouterr().err == f"error: {raised.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "digits", "--made-up", "3"), "--made-up: allowed: with cnnjax data prepare imagenet2012"),
+        (("prepare", "mnist", "--made-up", "3"), "--made-up: allowed: with cnnjax data prepare imagenet2012"),
+        (("prepare", "imagenet2012", "--made-up", "0"), "--made-up: received 0, allowed: 1 or more"),
+    ],
+)
+def test_made_up_photographs_are_asked_for_rightly(arguments, message, capsys):
+    assert command("data", *arguments) == 2
+    assert message in capsys.readouterr().err

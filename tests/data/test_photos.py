@@ -286,6 +286,33 @@ def test_crops_differ_between_epochs_and_examples():
     assert len({image.tobytes() for batch in batches for image in batch["image"]}) == 12
 
 
+def test_splits_of_a_set(made, prepared, tmp_path, capsys):
+    """ImageNet's test images have no labels; sizes and numbers tell sets apart, wherever they are."""
+    found = streams.open_photo_set("tfds:imagenet2012", data_dir=prepared)
+    assert (len(found.train), len(found.validation), found.test) == (24, 7, None)
+    unlabelled = [(name, content, -1) for name, content, _ in made["validation"]]
+    synthetic.write_imagenet({"train": made["train"], "test": unlabelled}, tmp_path / "a")
+    capsys.readouterr()
+    other = streams.open_photo_set("tfds:imagenet2012", data_dir=tmp_path / "a")
+    assert (len(other.train), other.validation, other.test) == (24, None, None)
+    assert "'test' of 'tfds:imagenet2012' has no labels (-1) and is left out" in capsys.readouterr().err
+    assert other.sha256 != found.sha256
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert streams.open_photo_set("tfds:imagenet2012", data_dir=tmp_path / "b").sha256 == other.sha256
+    with pytest.raises(InputError, match="holds an imagenet2012 already"):
+        synthetic.write_imagenet(made, tmp_path / "b")
+
+
+@pytest.mark.parametrize("index", [slice(3, 9), [5, 5, 0], np.arange(24) % 2 == 0])
+def test_taking_some(train, index):
+    some = train.take(index)
+    chosen = np.arange(24)[index]
+    assert len(some) == len(chosen)
+    assert [some.source[i] for i in range(len(some))] == [train.source[int(i)] for i in chosen]
+    assert some.source.where(0) == train.source.where(int(chosen[0]))
+    assert len(some.take(slice(2))) == 2
+
+
 def test_greys_cmyk_png_and_odd_jpegs():
     pixels = Image.fromarray(synthetic.photograph(np.random.default_rng(0), 60, 80))
     kinds = {
