@@ -34,6 +34,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
 import threading
 import weakref
@@ -411,7 +412,12 @@ def _mark_flags_parsed() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs first in each worker process: it leaves accelerators alone, and dies with its parent."""
+    """Runs first in each worker process: it leaves accelerators alone, and dies with its parent, not before.
+
+    Terminals and Slurm send signals to all processes, but the parent still needs batches until it has stopped.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -3,7 +3,13 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -203,6 +209,35 @@ def test_arrays_can_not_be_cropped_so(cfg, tiny_data, prepared, tmp_path):
     photographs = data.open_photo_set("tfds:imagenet2012", data_dir=prepared)
     with pytest.raises(InputError, match=r"data.crop: allowed: a number of pixels, as tfds:imagenet2012 is photo"):
         train(change(cfg, "data", crop=None, resize=None), tmp_path / "run", dataset=photographs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_the_whole_group_stops_and_saves(made, tmp_path, number):
+    """As Slurm's and the terminal's: workers hear it too, and go on as long as the run needs them."""
+    root = write_folder(tmp_path / "set", made)
+    options = f"--data.name folder --data.raw-dir {root} --data.size None --data.crop 28 --data.resize 28"
+    options += f" --data.workers 1 --train.steps 100000 --train.batch-size 16 --run.log-every 1"
+    options += f" --workdir {tmp_path / 'run'}"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "experiments.quickstart", *options.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=pathlib.Path(__file__).resolve().parents[2],
+    )
+    for _ in range(600):
+        metrics_file = tmp_path / "run" / "metrics.jsonl"
+        if run.poll() is not None or (metrics_file.exists() and len(metrics_file.read_text().splitlines()) > 3):
+            break
+        time.sleep(0.1)
+    assert run.poll() is None, run.communicate()[1]
+    os.killpg(run.pid, number)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + number, said
+    assert "Traceback" not in said
+    step = int(re.search(r"stopped at step ([\d,]+) of 100,000 and saved", said)[1].replace(",", ""))
+    assert (tmp_path / "run" / "checkpoints" / f"{step}.json").exists()
 
 
 def command(capsys, *arguments, status=0):
