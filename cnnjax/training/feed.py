@@ -246,7 +246,7 @@ class PhotosFeed(Feed):
         return count // len(self.rows(count))
 
     def batches(self, start: int, stop: int, batch_size: int, seed: int) -> Generator[streams.Batch]:
-        return streams.train_batches(
+        stream = streams.train_batches(
             self.photos,
             seed=seed,
             start=start,
@@ -257,6 +257,7 @@ class PhotosFeed(Feed):
             scale=self.data.crop_area,
             **self._decoders,
         )
+        return _watched(stream)
 
     def eval_batches(self, batch_size: int) -> Generator[tuple[streams.Batch, np.ndarray]]:
         with contextlib.closing(self._evaluated(self.photos, batch_size, self.rows(batch_size))) as stream:
@@ -272,9 +273,22 @@ class PhotosFeed(Feed):
 
     def _evaluated(self, photos: datasets.Photos, batch_size: int, rows: np.ndarray | None) -> Generator[streams.Batch]:
         resize = configs.eval_resize(self.data)
-        return streams.eval_batches(
+        stream = streams.eval_batches(
             photos, batch_size=batch_size, rows=rows, crop=self.crop, resize=resize, **self._decoders
         )
+        return _watched(stream)
+
+
+def _watched(stream: Generator[streams.Batch]) -> Generator[streams.Batch]:
+    """A stream that ends with a line where one of its workers was killed, as for want of memory."""
+    with contextlib.closing(stream):
+        try:
+            yield from stream
+        except RuntimeError as error:
+            raise RunError(
+                f"a worker that decodes photographs is lost ({error}); the newest good checkpoint is kept, and the "
+                f"same command goes on from it (fewer --data.workers take less memory)"
+            ) from error
 
 
 def make_feed(split: datasets.Arrays | datasets.Photos, mesh: jax.sharding.Mesh, data: configs.Data) -> Feed:

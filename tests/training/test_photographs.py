@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -211,12 +212,29 @@ def test_arrays_can_not_be_cropped_so(cfg, tiny_data, prepared, tmp_path):
         train(change(cfg, "data", crop=None, resize=None), tmp_path / "run", dataset=photographs)
 
 
+def test_a_lost_worker_ends_the_run_and_nothing_is_lost(cfg, result, tmp_path, monkeypatch):
+    original, sent = feed.PhotosFeed.send, []
+
+    def sending(self, item):
+        sent.append(item)
+        if len(sent) == 12:  # after the first evaluation
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+        return original(self, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed.PhotosFeed, "send", sending)
+        with pytest.raises(RunError, match="a worker that decodes photographs is lost"):
+            train(change(cfg, "data", workers=1), tmp_path / "run")
+    assert train(cfg, tmp_path / "run")["fingerprint"] == result["fingerprint"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_stops_and_saves(made, tmp_path, number):
     """As Slurm's and the terminal's: workers hear it too, and go on as long as the run needs them."""
     root = write_folder(tmp_path / "set", made)
     options = f"--data.name folder --data.raw-dir {root} --data.size None --data.crop 28 --data.resize 28"
-    options += f" --data.workers 1 --train.steps 100000 --train.batch-size 16 --run.log-every 1"
+    options += " --data.workers 1 --train.steps 100000 --train.batch-size 16 --run.log-every 1"
     options += f" --workdir {tmp_path / 'run'}"
     run = subprocess.Popen(
         [sys.executable, "-m", "experiments.quickstart", *options.split()],
