@@ -8,9 +8,9 @@ He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; 
 The folder holds TFDS's imagenet2012 as array_record (docs/imagenet.md says how to prepare it). 90 epochs of 1,024
 images, SGD with Nesterov's momentum 0.9 and weight decay 1e-4 on the kernels, learning rate 0.4 (0.1 for each 256
 images) after five epochs of warm-up, label smoothing 0.1, random-resized crops of 224 and mirroring, bfloat16. The
-validation images are ImageNet's 50,000, one central crop each. Published for the like: 76.3 to 76.8 % top-1 (Goyal et
-al., table 1: 76.4 ± 0.1; with cosine and smoothing, He et al., "Bag of Tricks", 2019: 77.2). Expected: not measured
-yet; it wants accelerators and the data. On made-up photographs it runs from end to end (tests/test_experiments.py).
+validation images are ImageNet's 50,000, one central crop each. Published for the like, top-1: 76.4 % (Goyal et al.,
+table 1), 76.5 % (Flax's example), 77.1 % (NVIDIA's, with cosine and smoothing). Expected: not measured yet; it wants
+accelerators and the data. On made-up photographs it runs from end to end (tests/test_experiments.py).
 """
 
 from cnnjax.training import Config, Data, Model, Optimizer, Run, Train, launch

@@ -65,6 +65,7 @@ IMAGES = {
     "mnist": ((28, 28, 1), 10),
     "fashion_mnist": ((28, 28, 1), 10),
     "cifar10": ((32, 32, 3), 10),
+    "tfds:imagenet2012": (None, 1000),  # of many sizes, which `data.crop` makes one
 }
 """Images and classes of sets that need not be read to know them."""
 
@@ -268,7 +269,9 @@ def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None
       InputError: the set is not known and they are not said.
     """
     known_shape, known_classes = IMAGES.get(config.data.name, (None, None))
-    if shape is None and known_shape is not None:
+    if shape is None and config.data.crop is not None:
+        shape = (config.data.crop, config.data.crop, 3)
+    elif shape is None and known_shape is not None:
         shape = (*(config.data.size or known_shape[:2]), known_shape[2])
     classes = classes or known_classes
     if shape is None or classes is None:

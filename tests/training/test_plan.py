@@ -230,6 +230,25 @@ def test_by_the_compiler():
 
 @pytest.mark.slow
 @needs_libtpu
+@pytest.mark.parametrize(
+    ("fields", "images"),
+    [
+        ({"name": "mnist"}, ((28, 28, 1), 10)),
+        ({"name": "cifar10", "size": (64, 48)}, ((64, 48, 3), 10)),
+        ({"name": "tfds:imagenet2012", "crop": 160}, ((160, 160, 3), 1000)),
+    ],
+)
+def test_images_that_need_not_be_read(fields, images):
+    assert plan.images_of(Config(data=Data(**fields)), None, None) == images
+
+
+def test_images_that_are_said():
+    folder = Config(data=Data("folder", crop=96))
+    assert plan.images_of(folder, None, 7) == ((96, 96, 3), 7)
+    with pytest.raises(InputError, match="folder is not read; say what its images are"):
+        plan.images_of(folder, None, None)
+
+
 def test_a_mesh_that_the_chips_do_not_make():
     argv = [sys.executable, "-m", "cnnjax", "plan", "lenet5_modern_mnist", "--topology", "v5e:2x2", "--mesh", "fsdp=3"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
