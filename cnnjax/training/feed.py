@@ -24,6 +24,74 @@ from cnnjax.training.step import Preprocess, eval_step, from_resident, repeated
 Item = Any
 
 
+def place(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Where a batch of examples of a shape is sent: images by their height too, where it divides."""
+    along_space = len(shape) == 3 and shape[0] % mesh.shape["space"] == 0
+    return meshes.over_images(mesh) if along_space else meshes.over_batch(mesh)
+
+
+def lower_sent(
+    step: Callable,
+    first: Any,
+    example: dict[str, jax.ShapeDtypeStruct],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    donate: bool = False,
+    masked: bool = False,
+) -> jax.stages.Lowered:
+    """Traces `step(first, batch)` for batches that the host sends.
+
+    Args:
+      step: gives (new first or sums, ...).
+      first: its first argument, or anything of the same shapes; where its leaves say how they are placed on the mesh,
+        they stay so.
+      example: shape and dtype of an example's `image` and `label`.
+      batch_size: of every batch.
+      mesh: of devices, which need not be there.
+      donate: whether the first result takes the place of `first`, and may have its memory.
+      masked: whether the batch has a `mask`.
+    """
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, *kind.shape), kind.dtype, sharding=place(kind.shape, mesh))
+        for name, kind in example.items()
+    }
+    first = meshes.abstract(first, mesh)
+    return _jit(step, first, mesh, donate).lower(first, batch | _mask(batch_size, mesh, masked))
+
+
+def lower_resident(
+    step: Callable,
+    first: Any,
+    arrays: dict[str, Any],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    donate: bool = False,
+    masked: bool = False,
+) -> jax.stages.Lowered:
+    """Traces `step(first, batch)` for batches picked from `arrays` on every device, by an index int32 [batch_size].
+
+    The function that is traced is of (first, arrays, index); the other arguments are those of `lower_sent`.
+    """
+    arrays, first = meshes.abstract(arrays, mesh), meshes.abstract(first, mesh)
+    index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=meshes.over_batch(mesh))
+    jitted = _jit(from_resident(step), first, mesh, donate)
+    return jitted.lower(first, arrays, index, **_mask(batch_size, mesh, masked))
+
+
+def _jit(step: Callable, first: Any, mesh: jax.sharding.Mesh, donate: bool) -> Any:
+    everywhere = meshes.replicated(mesh)
+    if not donate:
+        return jax.jit(step, out_shardings=everywhere)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, first)
+    return jax.jit(step, donate_argnums=0, out_shardings=(placed, everywhere))
+
+
+def _mask(batch_size: int, mesh: jax.sharding.Mesh, masked: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    return {"mask": jax.ShapeDtypeStruct((batch_size,), bool, sharding=meshes.over_batch(mesh))} if masked else {}
+
+
 class Feed(abc.ABC):
     """The examples of one split, and how they reach a compiled step: on the host, and sent a batch at a time."""
 
@@ -56,25 +124,13 @@ class Feed(abc.ABC):
     def compile(
         self, step: Callable, first: Any, batch_size: int, *, donate: bool = False, masked: bool = False
     ) -> Callable:
-        """Compiles `step(first, batch)` for batches of this split.
-
-        Args:
-          step: gives (new first or sums, ...).
-          first: its first argument, or anything of the same shapes; where its leaves say how they are placed on the
-            mesh, they stay so.
-          batch_size: of every batch.
-          donate: whether the first result takes the place of `first`, and may have its memory.
-          masked: whether the batch has a `mask`.
+        """Compiles `step(first, batch)` for batches of this split; the arguments are those of `lower_sent`.
 
         Returns:
           A function of (first, item), and of `mask` where there is one.
         """
-        batch = {
-            name: jax.ShapeDtypeStruct((batch_size, *kind.shape), kind.dtype, sharding=self.place(kind.shape))
-            for name, kind in self.example.items()
-        }
-        compiled = self._jit(step, first, donate).lower(self._abstract(first), batch | self._mask(batch_size, masked))
-        compiled = compiled.compile()
+        lowered = lower_sent(step, first, self.example, batch_size, self.mesh, donate=donate, masked=masked)
+        compiled = lowered.compile()
         return lambda first, item, **rest: compiled(first, self.send(item) | self._spread(rest))
 
     def compile_steps(self, step: Callable, state: Any, batch_size: int, several: int) -> Callable:
@@ -107,25 +163,6 @@ class Feed(abc.ABC):
             self._compiled[key] = make()
         return self._compiled[key]
 
-    def place(self, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
-        """Where a batch of examples of a shape is sent: images by their height too, where it divides."""
-        along_space = len(shape) == 3 and shape[0] % self.mesh.shape["space"] == 0
-        return meshes.over_images(self.mesh) if along_space else meshes.over_batch(self.mesh)
-
-    def _abstract(self, first: Any) -> Any:
-        return meshes.abstract(first, self.mesh)
-
-    def _jit(self, step: Callable, first: Any, donate: bool) -> Any:
-        everywhere = meshes.replicated(self.mesh)
-        if not donate:
-            return jax.jit(step, out_shardings=everywhere)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self._abstract(first))
-        return jax.jit(step, donate_argnums=0, out_shardings=(placed, everywhere))
-
-    def _mask(self, batch_size: int, masked: bool) -> dict[str, jax.ShapeDtypeStruct]:
-        spread = meshes.over_batch(self.mesh)
-        return {"mask": jax.ShapeDtypeStruct((batch_size,), bool, sharding=spread)} if masked else {}
-
     def _spread(self, arrays: Any) -> Any:
         """Arrays that every process has whole, divided as a batch is."""
         return jax.tree.map(lambda array: meshes.put(array, meshes.over_batch(self.mesh)), arrays)
@@ -146,12 +183,12 @@ class ArraysFeed(Feed):
         """The examples at these indices, each process gathering only what its own devices hold."""
 
         def send(array: np.ndarray) -> jax.Array:
-            place = self.place(array.shape[1:])
+            where = place(array.shape[1:], self.mesh)
             if not processes.several():
-                return jax.device_put(array[item], place)
+                return jax.device_put(array[item], where)
             # `part` has a slice for each axis of the batch.
             gather = lambda part: array[item[part[0]]][:, *part[1:]]
-            return jax.make_array_from_callback((len(item), *array.shape[1:]), place, gather)
+            return jax.make_array_from_callback((len(item), *array.shape[1:]), where, gather)
 
         return {name: send(array) for name, array in self.host.items()}
 
@@ -177,28 +214,27 @@ class ResidentFeed(ArraysFeed):
     def compile(
         self, step: Callable, first: Any, batch_size: int, *, donate: bool = False, masked: bool = False
     ) -> Callable:
-        spread, arrays = meshes.over_batch(self.mesh), self._device
-        index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=spread)
-        jitted = self._jit(from_resident(step), first, donate)
-        compiled = jitted.lower(self._abstract(first), arrays, index, **self._mask(batch_size, masked)).compile()
+        arrays = self._device
+        compiled = lower_resident(step, first, arrays, batch_size, self.mesh, donate=donate, masked=masked).compile()
         return lambda first, item, **rest: compiled(first, arrays, self._spread(item), **self._spread(rest))
 
     def compile_steps(self, step: Callable, state: Any, batch_size: int, several: int) -> Callable:
         if several == 1:
             return super().compile_steps(step, state, batch_size, 1)
         arrays, one = self._device, from_resident(step)
-        place = jax.NamedSharding(self.mesh, jax.P(None, *meshes.over_batch(self.mesh).spec))
-        indices = jax.ShapeDtypeStruct((several, batch_size), np.int32, sharding=place)
+        where = jax.NamedSharding(self.mesh, jax.P(None, *meshes.over_batch(self.mesh).spec))
+        indices = jax.ShapeDtypeStruct((several, batch_size), np.int32, sharding=where)
 
         def many(state, arrays, indices, count):
             return repeated(lambda state, index: one(state, arrays, index))(state, indices, count)
 
-        jitted = self._jit(many, state, donate=True)
-        compiled = jitted.lower(self._abstract(state), arrays, indices, jax.ShapeDtypeStruct((), np.int32)).compile()
+        state = meshes.abstract(state, self.mesh)
+        jitted = _jit(many, state, self.mesh, donate=True)
+        compiled = jitted.lower(state, arrays, indices, jax.ShapeDtypeStruct((), np.int32)).compile()
 
         def take(state: Any, items: list[np.ndarray]) -> Any:
             padding = [items[0]] * (several - len(items))
-            return compiled(state, arrays, meshes.put(np.stack(items + padding), place), np.int32(len(items)))
+            return compiled(state, arrays, meshes.put(np.stack(items + padding), where), np.int32(len(items)))
 
         return take
 
@@ -228,14 +264,14 @@ class PhotosFeed(Feed):
 
     def send(self, item: streams.Batch) -> dict[str, jax.Array]:
         def send(array: np.ndarray) -> jax.Array:
-            place = self.place(array.shape[1:])
+            where = place(array.shape[1:], self.mesh)
             if not processes.several():
-                return jax.device_put(array, place)
+                return jax.device_put(array, where)
             batch_size = len(array) * self._share
             rows = self.rows(batch_size)
             # `part` has a slice for each axis of the batch.
             pick = lambda part: array[np.searchsorted(rows, np.arange(batch_size)[part[0]])][:, *part[1:]]
-            return jax.make_array_from_callback((batch_size, *array.shape[1:]), place, pick)
+            return jax.make_array_from_callback((batch_size, *array.shape[1:]), where, pick)
 
         return {name: send(array) for name, array in item.items()}
 

@@ -24,6 +24,7 @@ from cnnjax.analysis.summary import summarize
 from cnnjax.ops.auto import compiling_for
 from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
+from cnnjax.training import feed
 from cnnjax.training import mesh as meshes
 from cnnjax.training.collectives import collectives
 from cnnjax.training.config import Config
@@ -60,14 +61,26 @@ CHIPS = {
 """From Google's pages, docs.cloud.google.com/tpu/docs/v6e (of editions with v5e beside it) and .../v5p, read in
 November 2026. They give the links of a chip in both directions together: 400, 1200 and 800 GB/s."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What a training step must know of a data set."""
+
+    shape: tuple[int, ...] | None
+    """Height, width and channels; None where they are of many sizes."""
+    classes: int
+    examples: int | None = None
+    """Training images, those held out for validation included, where they are known."""
+
+
 IMAGES = {
-    "digits": ((8, 8, 1), 10),
-    "mnist": ((28, 28, 1), 10),
-    "fashion_mnist": ((28, 28, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-    "tfds:imagenet2012": (None, 1000),  # of many sizes, which `data.crop` makes one
+    "digits": Images((8, 8, 1), 10, 1437),
+    "mnist": Images((28, 28, 1), 10, 60_000),
+    "fashion_mnist": Images((28, 28, 1), 10, 60_000),
+    "cifar10": Images((32, 32, 3), 10, 50_000),
+    "tfds:imagenet2012": Images(None, 1000, 1_281_167),
 }
-"""Images and classes of sets that need not be read to know them."""
+"""Sets that need not be read to know them."""
 
 
 def chip_of(topology: str) -> tuple[Chip, int]:
@@ -86,38 +99,57 @@ def chip_of(topology: str) -> tuple[Chip, int]:
     return CHIPS[kind], math.prod(int(size) for size in sizes)
 
 
-def lower_step(config: Config, image_shape: tuple[int, ...], classes: int, devices: Sequence[Any]):
+def lower_step(config: Config, images: Images, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The training step of a configuration, traced for a mesh of devices that need not be here.
+
+    It is what a run compiles, to the letter where the data's statistics are given: with the data among its arguments
+    where a run would keep them on the devices.
 
     Args:
       config: with the batch over all devices.
-      image_shape: (height, width, channels).
-      classes: of the data.
+      images: those of the data set, of one shape.
       devices: those of the mesh.
-
-    Returns:
-      A `jax.stages.Lowered`.
     """
+    image_shape, classes = images.shape, images.classes
+    assert image_shape is not None
     mesh = meshes.make_mesh(None, config.run.mesh, among=devices)
     meshes.check_batch(config.train.batch_size, mesh, config.train.microbatches)
     model = make_model(config, classes)
-    optimizer = make_optimizer(config.optimizer, config.train.steps or 1000)
+    examples = held_in(config, images)
+    steps = configs.total_steps(config, examples) if examples else config.train.steps or 1000
+    optimizer = make_optimizer(config.optimizer, steps)
     init = make_init(config, model, optimizer, image_shape)
     channels = (0.5,) * image_shape[-1]
-    preprocess = Preprocess.of(config.data, channels, channels, jnp.dtype(config.train.dtype))
+    mean, std = config.data.mean or channels, config.data.std or channels
+    preprocess = Preprocess.of(config.data, mean, std, jnp.dtype(config.train.dtype))
     step = make_step(config, model, optimizer, preprocess, mesh)
     with compiling_for(devices[0].platform):
         shapes = jax.eval_shape(init, jax.random.key(0))
         placement = meshes.state_shardings(shapes, mesh)
         place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-        spread, size = meshes.over_batch(mesh), config.train.batch_size
-        label = ((size,), np.int32) if config.train.loss != "squared_error" else ((size, classes), np.float32)
-        batch = {
-            "image": jax.ShapeDtypeStruct((size, *image_shape), np.uint8, sharding=spread),
-            "label": jax.ShapeDtypeStruct(*label, sharding=spread),
-        }
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(placement, meshes.replicated(mesh)))
-        return jitted.lower(jax.tree.map(place, shapes, placement), batch)
+        state, size = jax.tree.map(place, shapes, placement), config.train.batch_size
+        numbers = config.train.loss == "squared_error" and examples is None  # the known sets all have classes
+        label = ((classes,), np.float32) if numbers else ((), np.int32)
+        example = {"image": jax.ShapeDtypeStruct(image_shape, np.uint8), "label": jax.ShapeDtypeStruct(*label)}
+        if examples is None or not on_devices(config, image_shape, examples):
+            return feed.lower_sent(step, state, example, size, mesh, donate=True)
+        arrays = {name: jax.ShapeDtypeStruct((examples, *kind.shape), kind.dtype) for name, kind in example.items()}
+        return feed.lower_resident(step, state, arrays, size, mesh, donate=True)
+
+
+def held_in(config: Config, images: Images) -> int | None:
+    """Training images that a run would have, where that can be known: without those held out for validation."""
+    if images.examples is None:
+        return None
+    count, held = min(images.examples, config.data.limit or images.examples), config.data.validation
+    if config.data.crop is not None and config.data.name == "tfds:imagenet2012":
+        held = 0  # it has its own
+    return count - (round(count * held) if held < 1 else int(held))
+
+
+def on_devices(config: Config, image_shape: tuple[int, ...], examples: int) -> bool:
+    """Whether a run would keep so many training images on the devices."""
+    return config.data.crop is None and examples * (math.prod(image_shape) + 4) <= config.data.resident_mb * 2**20
 
 
 def measure(lowered: Any) -> dict[str, Any]:
@@ -205,7 +237,7 @@ def bounds(measured: dict[str, Any], chip: Chip, chips: int, batch_size: int, mu
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What the child does: `request` has `config`, `image_shape`, `classes`, `topology`."""
+    """What the child does: `request` has `config`, `images`, `topology`."""
     from jax.experimental import topologies
 
     config = configs.from_dict(Config, request["config"])
@@ -213,7 +245,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"]).devices
     except Exception as error:  # of several kinds
         raise RunError(f"topology: the compiler can't make {request['topology']}: {error}") from error
-    return measure(lower_step(config, tuple(request["image_shape"]), request["classes"], devices))
+    images = request["images"]
+    return measure(lower_step(config, Images(tuple(images["shape"]), images["classes"], images["examples"]), devices))
 
 
 def in_child(request: dict[str, Any], command: Sequence[str], *, timeout: float) -> dict[str, Any]:
@@ -257,8 +290,8 @@ def in_child(request: dict[str, Any], command: Sequence[str], *, timeout: float)
 # ---- the whole plan ------------------------------------------------------------------------------------------------
 
 
-def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None) -> tuple[tuple[int, ...], int]:
-    """The images and the number of classes that a configuration's data have, without reading them.
+def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None) -> Images:
+    """The images that a configuration's data have, without reading them.
 
     Args:
       config: of the run.
@@ -268,17 +301,17 @@ def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None
     Raises:
       InputError: the set is not known and they are not said.
     """
-    known_shape, known_classes = IMAGES.get(config.data.name, (None, None))
+    known = IMAGES.get(config.data.name, Images(None, 0))
     if shape is None and config.data.crop is not None:
         shape = (config.data.crop, config.data.crop, 3)
-    elif shape is None and known_shape is not None:
-        shape = (*(config.data.size or known_shape[:2]), known_shape[2])
-    classes = classes or known_classes
+    elif shape is None and known.shape is not None:
+        shape = (*(config.data.size or known.shape[:2]), known.shape[2])
+    classes = classes or known.classes or None
     if shape is None or classes is None:
         raise InputError(f"plan: {config.data.name} is not read; say what its images are: --input H,W,C --classes N")
     if len(shape) != 3 or min(shape) < 1 or classes < 1:
         raise InputError(f"input: received {shape} and {classes} classes, allowed: H,W,C and N, numbers of 1 and more")
-    return shape, classes
+    return Images(shape, classes, known.examples)
 
 
 def plan(
@@ -309,15 +342,14 @@ def plan(
       fits.
     """
     chip, chips = chip_of(topology)
-    image_shape, number = images_of(config, shape, classes)
+    images = images_of(config, shape, classes)
     if batch_per_chip is not None:
         batch_size = batch_per_chip * chips
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
     configs.check(config)
     request = {
         "config": configs.to_dict(config),
-        "image_shape": image_shape,
-        "classes": number,
+        "images": dataclasses.asdict(images),
         "topology": topology,
     } | (extra or {})
     measured = in_child(request, command, timeout=timeout)
@@ -335,7 +367,8 @@ def plan(
     # The compiler lets through some of what leaves no room for its own use.
     found["fits"] = bool(measured["fits"] and measured["memory"] <= chip.memory)
     if measured["fits"]:
-        multiply_adds = summarize(make_model(config, number), image_shape).multiply_adds
+        assert images.shape is not None
+        multiply_adds = summarize(make_model(config, images.classes), images.shape).multiply_adds
         found |= bounds(measured, chip, chips, config.train.batch_size, multiply_adds)
     return found
 

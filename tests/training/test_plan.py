@@ -7,15 +7,18 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from cnnjax import cli
+from cnnjax import cli, data
+from cnnjax.data import synthetic
 from cnnjax.ops.errors import InputError
-from cnnjax.training import Config, Data, Model, RunError, Train, plan
+from cnnjax.training import Config, Data, Model, Optimizer, Run, RunError, Train, plan, train
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (the extra `tpu`)"
 )
+MNIST = plan.IMAGES["mnist"]
 LENET = Config(model=Model("lenet5_modern"), data=Data("mnist"), train=Train(batch_size=32))
 
 
@@ -51,9 +54,7 @@ def test_the_roofline_by_hand():
 def test_the_step_that_a_run_makes():
     """Compiled for the eight devices here: the gradients are added up, and memory grows with the batch."""
     small, large = (
-        plan.measure(
-            plan.lower_step(dataclasses.replace(LENET, train=Train(batch_size=size)), (28, 28, 1), 10, DEVICES)
-        )
+        plan.measure(plan.lower_step(dataclasses.replace(LENET, train=Train(batch_size=size)), MNIST, DEVICES))
         for size in (64, 256)
     )
     assert small["fits"]
@@ -67,15 +68,76 @@ def test_the_step_that_a_run_makes():
 DEVICES = jax.devices()
 
 
+@pytest.mark.parametrize(
+    ("resident_mb", "mesh"),
+    [(4096, {}), (0, {}), (0, {"data": 2, "space": 4}), (4096, {"data": 2, "fsdp": 4})],
+    ids=["kept", "sent", "sent by height", "kept, parameters divided"],
+)
+def test_the_program_of_a_run_to_the_letter(tmp_path, monkeypatch, resident_mb, mesh):
+    """What `train` compiles first is what a plan compiles, text for text."""
+    made = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
+    arrays = data.Arrays(made, np.arange(300, dtype=np.int32) % 10)
+    dataset = data.Dataset("mnist", arrays, None, None, tuple("0123456789"), {})
+    config = Config(
+        model=Model("lenet5_modern"),
+        data=Data("mnist", mean=(0.5,), std=(0.25,), shift=1, resident_mb=resident_mb),
+        optimizer=Optimizer("sgd", 0.1, schedule="cosine"),
+        train=Train(batch_size=32, epochs=1, ema=0.9),
+        run=Run(mesh=mesh),
+    )
+    seen = []
+
+    def compiling(self, *args, **kwargs):
+        seen.append(self.as_text())
+        raise RunError("seen enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compiling)
+        with pytest.raises(RunError, match="seen enough"):
+            train(config, tmp_path / "run", dataset=dataset)
+    images = dataclasses.replace(MNIST, examples=300)
+    assert plan.lower_step(config, images, DEVICES).as_text() == seen[0]
+
+
+def test_photographs_to_the_letter(tmp_path, monkeypatch, capsys):
+    synthetic.write_imagenet({"train": synthetic.photographs(40, longest=40)}, tmp_path)
+    config = Config(
+        model=Model("lenet5_modern", {"num_classes": 5}),
+        data=Data("tfds:imagenet2012", data_dir=str(tmp_path), crop=28, validation=0, flip=True),
+        train=Train(batch_size=8, steps=2, epochs=None),
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,) * 3, std=(0.5,) * 3))
+    seen = []
+
+    def compiling(self, *args, **kwargs):
+        seen.append(self.as_text())
+        raise RunError("seen enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compiling)
+        with pytest.raises(RunError, match="seen enough"):
+            train(config, tmp_path / "run")
+    images = dataclasses.replace(plan.images_of(config, None, 5), examples=40)
+    assert plan.lower_step(config, images, DEVICES).as_text() == seen[0]
+
+
+def test_images_held_out_are_not_trained_on():
+    count = lambda **fields: plan.held_in(Config(data=Data(**fields)), plan.IMAGES[fields["name"]])
+    assert count(name="mnist", validation=0.1) == 54_000
+    assert count(name="cifar10", validation=5000) == 45_000
+    assert count(name="cifar10", validation=0.5, limit=100) == 50
+    assert count(name="tfds:imagenet2012", validation=0.1, crop=224) == 1_281_167
+
+
 def test_it_chooses_convolutions_as_on_the_chips(monkeypatch):
     """Not as on this CPU, which has methods of its own."""
-    lowered = plan.lower_step(LENET, (28, 28, 1), 10, DEVICES).as_text()
+    lowered = plan.lower_step(LENET, MNIST, DEVICES).as_text()
 
     class Elsewhere:
         platform = "tpu"
 
     monkeypatch.setattr(plan.meshes, "make_mesh", lambda *_, original=plan.meshes.make_mesh, **__: original(8))
-    for_tpu = plan.lower_step(LENET, (28, 28, 1), 10, [Elsewhere()]).as_text()
+    for_tpu = plan.lower_step(LENET, MNIST, [Elsewhere()]).as_text()
     assert for_tpu.count("stablehlo.convolution") > lowered.count("stablehlo.convolution")
 
 
@@ -164,7 +226,7 @@ def test_a_plan(compiler, capsys):
     assert "2, 1 kB" in said.out
     (request,) = compiler
     assert request["config"]["train"]["dtype"] == "bfloat16"
-    assert (request["image_shape"], request["classes"]) == ((28, 28, 1), 10)
+    assert request["images"] == {"shape": (28, 28, 1), "classes": 10, "examples": 60_000}
 
 
 def test_plans_beside_each_other(compiler, capsys):
@@ -239,12 +301,13 @@ def test_by_the_compiler():
     ],
 )
 def test_images_that_need_not_be_read(fields, images):
-    assert plan.images_of(Config(data=Data(**fields)), None, None) == images
+    found = plan.images_of(Config(data=Data(**fields)), None, None)
+    assert (found.shape, found.classes) == images
 
 
 def test_images_that_are_said():
     folder = Config(data=Data("folder", crop=96))
-    assert plan.images_of(folder, None, 7) == ((96, 96, 3), 7)
+    assert plan.images_of(folder, None, 7) == plan.Images((96, 96, 3), 7)
     with pytest.raises(InputError, match="folder is not read; say what its images are"):
         plan.images_of(folder, None, None)
 
