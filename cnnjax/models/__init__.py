@@ -168,7 +168,8 @@ def create(name: str, **fields: Any) -> nn.Module:
             allowed = [f for f, p in accepted.items() if f not in ("parent", "name") and p.kind is not p.VAR_KEYWORD]
             raise unknown(f"field of {name}", field, allowed)
         default = accepted[field].default if field in accepted else None
-        if isinstance(default, bool) and not isinstance(value, bool):
+        # `remat` may also be a policy's name; the models check it.
+        if field != "remat" and isinstance(default, bool) and not isinstance(value, bool):
             raise InputError(f"{field}: received {value!r}; allowed: True or False")
         fields[field] = _by_name(field, value, default)
     classes = fields.get("num_classes", 1)

@@ -28,7 +28,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import BatchNorm, bind_norm, check_images, check_rate, checkpointed, classify, square_conv
+from cnnjax.models.layers import (
+    BatchNorm,
+    bind_norm,
+    check_images,
+    check_rate,
+    check_remat,
+    checkpointed,
+    classify,
+    square_conv,
+)
 from cnnjax.models.preact_resnet import convolution_stem
 from cnnjax.models.resnet import imagenet_stem
 from cnnjax.ops import avg_pool, conv_general_dilated, max_pool
@@ -123,8 +132,9 @@ class DenseNet(nn.Module):
     """The transitions' pooling: a function with the signature of `flax.linen.avg_pool`."""
     stem_pool: Callable[..., Any] = max_pool
     """The ImageNet stem's pooling: a function with the signature of `flax.linen.max_pool`."""
-    remat: bool = False
-    """Whether layers are computed again for the gradients rather than kept: less memory, more time."""
+    remat: bool | str = False
+    """Whether layers are computed again for the gradients rather than kept: less memory, more time; "convolutions"
+    keeps what their convolutions give."""
     dtype: Any = None
     """What to compute in; None for the wider of the input's type and the parameters'."""
     param_dtype: Any = jnp.float32
@@ -137,6 +147,7 @@ class DenseNet(nn.Module):
         if not 0 < self.compression <= 1:
             raise InputError(f"compression: received {self.compression}; allowed: more than 0 and at most 1")
         check_rate("dropout", self.dropout)
+        check_remat(self.remat)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -148,7 +159,7 @@ class DenseNet(nn.Module):
         norm = bind_norm(self.norm, train=train, **types)
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
         layer = functools.partial(
-            checkpointed(DenseLayer) if self.remat else DenseLayer,
+            checkpointed(DenseLayer, self.remat),
             self.growth,
             self.bottleneck,
             conv=conv,

@@ -28,6 +28,7 @@ from cnnjax.models.layers import (
     bind_norm,
     check_images,
     check_rate,
+    check_remat,
     checkpointed,
     classify,
     square_conv,
@@ -190,8 +191,9 @@ class GoogLeNet(nn.Module):
     transform_input: bool = False
     """Whether images normalised by ImageNet's mean and deviation are brought to those of torchvision's weights, 0.5 and
     0.5: its `googlenet` does that when it is made with weights."""
-    remat: bool = False
-    """Whether Inception modules are computed again for the gradients rather than kept: less memory, more time."""
+    remat: bool | str = False
+    """Whether Inception modules are computed again for the gradients rather than kept: less memory, more time;
+    "convolutions" keeps what their convolutions give."""
     kernel_init: Callable[..., Any] = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
     """The initializer of kernels; BVLC's (Caffe's "xavier"). The paper gives none."""
     bias_init: Callable[..., Any] = nn.initializers.constant(0.2)
@@ -205,6 +207,7 @@ class GoogLeNet(nn.Module):
         super().__post_init__()
         check_rate("dropout", self.dropout)
         check_rate("aux_dropout", self.aux_dropout)
+        check_remat(self.remat)
         if not callable(self.stem):
             raise InputError(f"stem: received {self.stem!r}; allowed: a function with the signature of paper_stem")
 
@@ -230,7 +233,7 @@ class GoogLeNet(nn.Module):
         norm = None if self.norm is None else bind_norm(self.norm, train=train, **types)
         unit = functools.partial(ConvUnit, conv=conv, norm=norm, act=self.act)
         pool = functools.partial(_pool_over_border, self.pool)
-        module = checkpointed(Inception) if self.remat else Inception
+        module = checkpointed(Inception, self.remat)
         inception = lambda name: module(INCEPTIONS[name], unit, self.pool, self.widest, name=f"inception{name}")
 
         def sow_head(name: str, x: jax.Array) -> None:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.ad_checkpoint import checkpoint_name
 
 from cnnjax.ops.errors import InputError
 
@@ -86,16 +87,48 @@ def square_conv(
         (stride, stride),
         ((pad, pad), (pad, pad)),
         feature_group_count=groups,
-        conv_general_dilated=conv,
+        conv_general_dilated=lambda *args, **kwargs: checkpoint_name(conv(*args, **kwargs), CONVOLUTION),
         **fields,
     )
 
 
-def checkpointed(block: Callable[..., Any]) -> Callable[..., Any]:
-    """The block, a module class or a `functools.partial` of one, computed again for the gradients instead of kept."""
+CONVOLUTION = "convolution"
+"""What outputs of convolutions are called, for those who say what is kept for the gradients."""
+
+
+def _convolutions(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Keeps the outputs of convolutions and, which is little, sums: the statistics of norms.
+
+    Devices that share a batch would otherwise have to add up those again.
+    """
+    return primitive.name == "reduce_sum" or (primitive.name == "name" and params["name"] == CONVOLUTION)
+
+
+POLICIES: dict[str, Callable[..., bool]] = {"convolutions": _convolutions}
+"""What of a block can be kept for the gradients, by the names that `remat` takes."""
+
+
+def check_remat(remat: bool | str) -> None:
+    """Refuse what is neither True nor False nor one of `POLICIES`."""
+    if not isinstance(remat, bool) and remat not in tuple(POLICIES):
+        raise InputError(f"remat: received {remat!r}; allowed: True, False, {', '.join(map(repr, POLICIES))}")
+
+
+def checkpointed(block: Callable[..., Any], remat: bool | str) -> Callable[..., Any]:
+    """The block, with less of it kept for the gradients.
+
+    Args:
+      block: a module class, a `functools.partial` of one, or a function of (module, arrays).
+      remat: False for the block as it is; True to keep its inputs alone, and compute everything in it again;
+        "convolutions" to keep the outputs of its convolutions too, and compute what is between them again: norms and
+        activations, each cheap and as large as an output (Rota Bulò et al., "In-place activated batchnorm", 2018;
+        Pleiss et al., "Memory-efficient implementation of DenseNets", 2017).
+    """
+    if not remat:
+        return block
     if isinstance(block, functools.partial):
-        return functools.partial(checkpointed(block.func), *block.args, **block.keywords)
-    return nn.remat(block)
+        return functools.partial(checkpointed(block.func, remat), *block.args, **block.keywords)
+    return nn.remat(block, policy=POLICIES[remat] if isinstance(remat, str) else None)
 
 
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)

@@ -3,7 +3,6 @@
 AlexNet, ZFNet and VGG are such tables; their files have them.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.models.layers import Bias, bind_norm, check_images, check_rate, classify, square_conv
+from cnnjax.models.layers import (
+    Bias,
+    bind_norm,
+    check_images,
+    check_rate,
+    check_remat,
+    checkpointed,
+    classify,
+    square_conv,
+)
 from cnnjax.ops import adaptive_avg_pool, conv_general_dilated, local_response_norm, max_pool
 
 
@@ -85,8 +93,9 @@ class PlainNet(nn.Module):
     """The initializer of the dense kernels."""
     dense_bias: float = 0.0
     """What the hidden dense layers' biases start at."""
-    remat: bool = False
-    """Whether each stage, up to its pooling, is computed again for the gradients rather than kept."""
+    remat: bool | str = False
+    """Whether each stage, up to its pooling, is computed again for the gradients rather than kept; "convolutions" keeps
+    what its convolutions give."""
     dtype: Any = None
     """What to compute in; None for the wider of the input's type and the parameters'."""
     param_dtype: Any = jnp.float32
@@ -95,6 +104,7 @@ class PlainNet(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         check_rate("dropout", self.dropout)
+        check_remat(self.remat)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -127,8 +137,8 @@ class PlainNet(nn.Module):
             return x
 
         for i, stage in enumerate(stages(self.layers), 1):
-            part = functools.partial(compute, layers=stage)
-            x = (nn.remat(part) if self.remat else part)(self, x)
+            part = lambda self, x, stage=stage: compute(self, x, stage)
+            x = checkpointed(part, self.remat)(self, x)
             self.sow("intermediates", f"stage{i}", x)
         x = adaptive_avg_pool(x, self.grid)
         x = x.reshape(x.shape[0], -1)

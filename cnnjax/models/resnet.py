@@ -38,6 +38,7 @@ from cnnjax.models.layers import (
     bind_norm,
     check_images,
     check_rate,
+    check_remat,
     checkpointed,
     classify,
     drop_examples,
@@ -212,8 +213,9 @@ class ResNet(nn.Module):
     dropout: float = 0.0
     """The part of a block's inner map that training sets to zero, in blocks that have a place for it (`within`): 0.3
     in the paper of the wide networks. It needs `rngs={"dropout": key}`."""
-    remat: bool = False
-    """Whether blocks are computed again for the gradients rather than kept: less memory, more time."""
+    remat: bool | str = False
+    """Whether blocks are computed again for the gradients rather than kept: less memory, more time; "convolutions"
+    keeps what their convolutions give."""
     zero_init_residual: bool = False
     """Whether the last norm of each branch starts with scale 0, so that blocks start as identities (Goyal et al.,
     section 5.1). The paper's networks, and so the default, start with 1."""
@@ -232,6 +234,7 @@ class ResNet(nn.Module):
             raise InputError(f"widths: received {self.widths}; allowed: one for each of the stages {self.stage_sizes}")
         check_rate("drop_path", self.drop_path)
         check_rate("dropout", self.dropout)
+        check_remat(self.remat)
         if self.dropout and not accepts(self.block, "within"):
             raise InputError(f"dropout: received {self.dropout}; allowed: 0, since {self.block} has no place for it")
         if self.zero_init_residual and not accepts(self.block, "last_norm"):
@@ -255,7 +258,7 @@ class ResNet(nn.Module):
             extra["within"] = lambda y: nn.Dropout(self.dropout, deterministic=not train)(y)
         stem = STEMS[self.stem] if isinstance(self.stem, str) else self.stem
         block = functools.partial(
-            checkpointed(self.block) if self.remat else self.block,
+            checkpointed(self.block, self.remat),
             conv=conv,
             norm=norm,
             act=self.act,

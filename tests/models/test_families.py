@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from cnnjax import models
 from cnnjax.models import resnet
 from cnnjax.models.plain import Conv, Lrn, Pool
-from cnnjax.ops import InputError
+from cnnjax.ops import CONV_IMPLEMENTATIONS, InputError
 
 # Model, fields and the parameters of the network as published or as torchvision has it.
 COUNTS = [
@@ -261,14 +262,62 @@ def test_remat_changes_nothing_but_memory(draw):
             "dense": (5,),
         },
     }.items():
-        kept, again = (create(name, remat=remat, **fields) for remat in (False, True))
+        kept = create(name, **fields)
         variables = draw(kept, x)
-        assert jax.tree.structure(draw(again, x)) == jax.tree.structure(variables)
         gradient = lambda model: jax.grad(lambda v: (model.apply(v, x) ** 2).sum())
-        for a, b in zip(*(jax.tree.leaves(jax.jit(gradient(m))(variables)) for m in (kept, again)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-        assert "remat" in str(jax.make_jaxpr(gradient(again))(variables))
         assert "remat" not in str(jax.make_jaxpr(gradient(kept))(variables))
+        expected = jax.jit(gradient(kept))(variables)
+        for remat in (True, "convolutions"):
+            again = create(name, remat=remat, **fields)
+            assert jax.tree.structure(draw(again, x)) == jax.tree.structure(variables)
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5, err_msg=f"{name} {remat}")
+            jax.tree.map(close, jax.jit(gradient(again))(variables), expected)
+            assert "remat" in str(jax.make_jaxpr(gradient(again))(variables))
+
+
+def loss_of_resnet8(draw, **fields):
+    """A loss of a network with a block of two convolutions a stage, and the parameters it is a function of."""
+    model = models.create("cifar_resnet20", stage_sizes=(1, 1, 1), **fields)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    variables = draw(model, x)
+
+    def loss(params):
+        outputs, updated = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        return (outputs**2).sum(), updated
+
+    return loss, variables["params"]
+
+
+@pytest.mark.parametrize("conv", [f"{name}:xla" for name in CONV_IMPLEMENTATIONS])
+def test_what_convolutions_give_is_kept(conv, draw):
+    """Products of the gradient, whatever they are made by: with "convolutions" as many as without remat."""
+
+    def products(jaxpr):
+        total = 0
+        for eqn in jaxpr.eqns:
+            total += eqn.primitive in (lax.conv_general_dilated_p, lax.dot_general_p)
+            total += sum(map(products, jaxprs_in_params(eqn.params)))
+        return total
+
+    def count(remat):
+        loss, params = loss_of_resnet8(draw, conv=conv, remat=remat)
+        return products(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params).jaxpr)
+
+    assert count("convolutions") == count(False)
+    assert count(True) >= count(False) + 6  # the convolutions of the blocks, each at least one product
+
+
+def test_what_is_kept_of_a_block(draw, capsys):
+    """Of the second stage's maps: with True what the block gives alone, with "convolutions" two more."""
+
+    def kept(remat):
+        loss, params = loss_of_resnet8(draw, conv="xla", remat=remat)
+        jax.ad_checkpoint.print_saved_residuals(lambda p: loss(p)[0], params)
+        return [line for line in capsys.readouterr().out.splitlines() if "[2,8,8,32]" in line]
+
+    assert len(kept(True)) == 1
+    assert ["named 'convolution'" in line for line in kept("convolutions")] == [True, True, False]
+    assert len(kept(False)) > 3
 
 
 def test_branches_that_end_in_a_convolution_do_not_start_at_zero():
