@@ -209,9 +209,8 @@ def bounds(measured: dict[str, Any], chip: Chip, chips: int, batch_size: int, mu
     """The roofline of a step (Williams et al. 2009), with a third roof for the wires.
 
     Every unit works at its peak here, all links of a chip too, and everything overlaps, so real steps take longer by
-    that. But the compiler
-    counts bytes of each operation, those too that stay in the cores' own memory: where memory is the bound, a step may
-    take less.
+    that. But the compiler counts bytes of each operation, those too that stay in the cores' own memory: where memory is
+    the bound, a step may take less.
 
     Args:
       measured: by `measure`, where it fits.

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -296,6 +298,14 @@ def test_plans_that_can_not_be(compiler, capsys, options, message):
     said = command(capsys, "cifar_resnet20", *options, status=2)
     assert message in said.err
     assert "Traceback" not in said.err
+
+
+def test_the_commands_of_the_docs(compiler, capsys):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "plan.md"
+    commands = [shlex.split(line)[2:] for line in page.read_text().splitlines() if line.startswith("    cnnjax plan ")]
+    assert commands
+    for argv in commands:
+        command(capsys, *argv)
 
 
 @pytest.mark.slow
