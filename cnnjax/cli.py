@@ -524,7 +524,7 @@ class _Plan:
     experiment: tyro.conf.Positional[str]
     """Its name, or a file."""
     topology: str
-    """The slice: v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:2x2 ..."""
+    """The slice: v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:2x2, v4:2x2x1, tpu7x:2x2x1 ..."""
     batch_per_chip: int | None = None
     """Images for each chip, in place of the experiment's batch."""
     mesh: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict)
@@ -644,7 +644,8 @@ def _print_plans(plans: list[_OnePlan]) -> None:
         return f"{value:.3g} {unit}"
 
     found = plans[0].found
-    print(f"{plans[0].chosen.experiment} on {found['topology']}: {found['chips']} x {found['chip']}")
+    devices = f", {found['devices']} devices" if found["devices"] != found["chips"] else ""
+    print(f"{plans[0].chosen.experiment} on {found['topology']}: {found['chips']} x {found['chip']}{devices}")
     table = Table()
     table.add_column("")
     for one in plans:
@@ -663,7 +664,7 @@ def _print_plans(plans: list[_OnePlan]) -> None:
     row("of a chip", lambda found: f"{found['batch_size'] / found['chips']:,.6g}")
     table.add_section()
     row("peak memory", fitting(lambda found: number(found["memory"], "B")))
-    row("of the chip's", lambda found: f"{found['memory'] / found['memory_limit']:.0%}" if "memory" in found else "")
+    row("of the device's", lambda found: f"{found['memory'] / found['memory_limit']:.0%}" if "memory" in found else "")
     row("fits", lambda found: "yes" if found["fits"] else "no")
     row("operations", fitting(lambda found: number(found["flops"], "FLOP")))
     row("bytes moved", fitting(lambda found: number(found["bytes"], "B")))
@@ -677,7 +678,7 @@ def _print_plans(plans: list[_OnePlan]) -> None:
     row("MFU then", fitting(lambda found: f"{found['mfu']:.1%}"))
     _print_table(table)
     print(
-        "Memory, operations, bytes, collectives: the compiler's count, of one chip and step. The rest is the roofline."
+        "Memory, operations, bytes, collectives: the compiler's count, of a device and step. The rest is the roofline."
     )
     for one in plans:
         if one.found.get("reason"):

@@ -46,20 +46,27 @@ class Chip:
     bandwidth: float
     """Bytes a second between HBM and the cores."""
     links: float
-    """Bytes a second to other chips, over all links, one way."""
+    """Bytes a second to other chips, over all links, one way. A slice that is no torus does not use all of them."""
     accelerator: str
     """How its slices are called: TPU_ACCELERATOR_TYPE, with the number of `cores`."""
     cores: int
     """TensorCores of a chip."""
+    devices: int = 1
+    """JAX's devices in a chip: equal parts of all of it."""
+    layout: str | None = None
+    """What the compiler calls that, where it would by itself take each core for a device."""
 
 
 CHIPS = {
+    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1200e9, 300e9, "v4", 2, layout="megacore"),
     "v5e": Chip("TPU v5e", 197e12, 16 * 2**30, 819e9, 200e9, "v5litepod", 1),
     "v5p": Chip("TPU v5p", 459e12, 95 * 2**30, 2765e9, 600e9, "v5p", 2),
     "v6e": Chip("TPU v6e", 918e12, 32 * 2**30, 1640e9, 400e9, "v6e", 1),
+    "tpu7x": Chip("TPU7x", 2307e12, 192 * 2**30, 7380e9, 600e9, "tpu7x", 2, devices=2),
 }
-"""From Google's pages, docs.cloud.google.com/tpu/docs/v6e (of editions with v5e beside it) and .../v5p, read in
-November 2026. They give the links of a chip in both directions together: 400, 1200 and 800 GB/s."""
+"""From Google's pages, docs.cloud.google.com/tpu/docs/v6e (of editions with v5e beside it), .../v5p, .../v4 and
+.../tpu7x (Ironwood), read in November 2026. They give the links of a chip in both directions together: 400, 1200, 800
+and 1200 GB/s of v5e, v5p, v6e and tpu7x. v4's, six of 50 GB/s one way, are in Jouppi et al. 2023 (ISCA)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,9 +208,9 @@ def wire_bytes(found: dict[str, dict[str, int]], devices: int) -> float:
 def bounds(measured: dict[str, Any], chip: Chip, chips: int, batch_size: int, multiply_adds: int) -> dict[str, Any]:
     """The roofline of a step (Williams et al. 2009), with a third roof for the wires.
 
-    Every unit works at its peak here and everything overlaps, so real steps take longer by that. But the compiler
-    counts bytes of each operation, those too that stay in the cores' own memory: where memory is the bound, a step may
-    take less.
+    Every unit works at its peak here, all links of a chip too, and everything overlaps, so real steps take longer by
+    that. But the compiler counts bytes of each operation, those too that stay in the cores' own memory: where memory is
+    the bound, a step may take less.
 
     Args:
       measured: by `measure`, where it fits.
@@ -217,10 +224,11 @@ def bounds(measured: dict[str, Any], chip: Chip, chips: int, batch_size: int, mu
       chips' peak that the network's own operations make up then, three times its forward pass (Chowdhery et al. 2022,
       appendix B).
     """
+    share = 1 / chip.devices  # of a chip, that a device has
     seconds = {
-        "arithmetic": measured["flops"] / chip.flops,
-        "memory": measured["bytes"] / chip.bandwidth,
-        "links": wire_bytes(measured["collectives"], chips) / chip.links,
+        "arithmetic": measured["flops"] / (chip.flops * share),
+        "memory": measured["bytes"] / (chip.bandwidth * share),
+        "links": wire_bytes(measured["collectives"], chips * chip.devices) / (chip.links * share),
     }
     bound_by = max(seconds, key=lambda name: seconds[name])
     step_seconds = seconds[bound_by]
@@ -241,10 +249,14 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from jax.experimental import topologies
 
     config = configs.from_dict(Config, request["config"])
+    chip, chips = chip_of(request["topology"])
+    layout = {"chip_config_name": chip.layout} if chip.layout else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"]).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"], **layout).devices
     except Exception as error:  # of several kinds
         raise RunError(f"topology: the compiler can't make {request['topology']}: {error}") from error
+    if len(devices) != chips * chip.devices:
+        raise RunError(f"topology: the compiler makes {len(devices)} devices of {chips} x {chip.name}")
     images = request["images"]
     return measure(lower_step(config, Images(tuple(images["shape"]), images["classes"], images["examples"]), devices))
 
@@ -338,8 +350,8 @@ def plan(
       timeout: seconds that a compilation may take.
 
     Returns:
-      The `topology`, `chip`, `chips`, `mesh`, `batch_size`, `memory_limit`, all of `measure`, and of `bounds` where it
-      fits.
+      The `topology`, `chip`, `chips`, `devices`, `mesh`, `batch_size`, `memory_limit` of a device, all of `measure`,
+      and of `bounds` where it fits.
     """
     chip, chips = chip_of(topology)
     images = images_of(config, shape, classes)
@@ -356,16 +368,18 @@ def plan(
     for name in {"flops", "bytes"} & set(measured):
         # The compiler counts once what a loop goes round, which is all of the step but the update.
         measured[name] *= config.train.microbatches
+    devices, limit = chips * chip.devices, chip.memory / chip.devices
     found = {
         "topology": topology,
         "chip": chip.name,
         "chips": chips,
-        "mesh": config.run.mesh or {"data": chips},
+        "devices": devices,
+        "mesh": config.run.mesh or {"data": devices},
         "batch_size": config.train.batch_size,
-        "memory_limit": chip.memory,
+        "memory_limit": limit,
     } | measured
     # The compiler lets through some of what leaves no room for its own use.
-    found["fits"] = bool(measured["fits"] and measured["memory"] <= chip.memory)
+    found["fits"] = bool(measured["fits"] and measured["memory"] <= limit)
     if measured["fits"]:
         assert images.shape is not None
         multiply_adds = summarize(make_model(config, images.classes), images.shape).multiply_adds

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -22,10 +24,12 @@ MNIST = plan.IMAGES["mnist"]
 LENET = Config(model=Model("lenet5_modern"), data=Data("mnist"), train=Train(batch_size=32))
 
 
-@pytest.mark.parametrize(("topology", "chips"), [("v5e:2x2", 4), ("v5e:16x16", 256), ("v5p:2x2x4", 16), ("v6e:1x1", 1)])
+@pytest.mark.parametrize(
+    ("topology", "chips"), [("v5e:2x2", 4), ("v5e:16x16", 256), ("v5p:2x2x4", 16), ("v6e:1x1", 1), ("tpu7x:2x2x1", 4)]
+)
 def test_chips_of_a_topology(topology, chips):
     chip, count = plan.chip_of(topology)
-    assert (chip, count) == (plan.CHIPS[topology[:3]], chips)
+    assert (chip, count) == (plan.CHIPS[topology.partition(":")[0]], chips)
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:", "v5e:4", "v5e:0x4", "v5e:axb", "h100:2x2", "v5e:2x2x2x2", ""])
@@ -49,6 +53,20 @@ def test_the_roofline_by_hand():
     assert found["seconds"] == {"arithmetic": 3.0, "memory": 5.0, "links": 4.0}
     assert (found["bound_by"], found["step_seconds"], found["examples_per_second"]) == ("memory", 5.0, 4.0)
     assert found["mfu"] == pytest.approx(3 * 2 * 5 * 20 / (5.0 * 100.0 * 2))
+
+
+def test_the_roofline_of_chips_of_two_devices():
+    """Each does half of what a chip of one device would, with half of the chip: the same times, but for the wires."""
+    one = plan.Chip("a chip", flops=100.0, memory=1e3, bandwidth=10.0, links=2.0, accelerator="", cores=1)
+    two = dataclasses.replace(one, devices=2)
+    measured = {"flops": 300.0, "bytes": 50.0, "collectives": {"all-reduce": {"count": 1, "bytes": 8}}}
+    halved = measured | {"flops": 150.0, "bytes": 25.0}
+    whole, parts = (
+        plan.bounds(of, chip, 2, batch_size=20, multiply_adds=5) for of, chip in ((measured, one), (halved, two))
+    )
+    assert parts["seconds"] == {"arithmetic": 3.0, "memory": 5.0, "links": 2 * 3 / 4 * 8 / 1.0}
+    assert whole["seconds"] | {"links": 12.0} == parts["seconds"]
+    assert parts["mfu"] == pytest.approx(3 * 2 * 5 * 20 / (12.0 * 100.0 * 2))
 
 
 def test_the_step_that_a_run_makes():
@@ -229,6 +247,14 @@ def test_a_plan(compiler, capsys):
     assert request["images"] == {"shape": (28, 28, 1), "classes": 10, "examples": 60_000}
 
 
+def test_a_plan_for_chips_of_two_devices(compiler, capsys):
+    options = ("--topology", "tpu7x:2x2x1", "--batch-per-chip", "32")
+    found = json.loads(command(capsys, "lenet5_modern_mnist", "--json", *options).out)
+    assert (found["chips"], found["devices"], found["mesh"], found["batch_size"]) == (4, 8, {"data": 8}, 128)
+    assert found["memory_limit"] == 96 * 2**30
+    assert "4 x TPU7x, 8 devices" in command(capsys, "lenet5_modern_mnist", *options).out
+
+
 def test_plans_beside_each_other(compiler, capsys):
     options = ("--batch-per-chip", "8", "--compare", "mesh fsdp=4", "train.norm-batch 8")
     said = command(capsys, "cifar_resnet20", "--topology", "v5e:2x2", "--json", *options)
@@ -274,6 +300,14 @@ def test_plans_that_can_not_be(compiler, capsys, options, message):
     assert "Traceback" not in said.err
 
 
+def test_the_commands_of_the_docs(compiler, capsys):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "plan.md"
+    commands = [shlex.split(line)[2:] for line in page.read_text().splitlines() if line.startswith("    cnnjax plan ")]
+    assert commands
+    for argv in commands:
+        command(capsys, *argv)
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_by_the_compiler():
@@ -290,8 +324,6 @@ def test_by_the_compiler():
     assert 0 < found["mfu"] < 1
 
 
-@pytest.mark.slow
-@needs_libtpu
 @pytest.mark.parametrize(
     ("fields", "images"),
     [
@@ -312,6 +344,8 @@ def test_images_that_are_said():
         plan.images_of(folder, None, None)
 
 
+@pytest.mark.slow
+@needs_libtpu
 def test_a_mesh_that_the_chips_do_not_make():
     argv = [sys.executable, "-m", "cnnjax", "plan", "lenet5_modern_mnist", "--topology", "v5e:2x2", "--mesh", "fsdp=3"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
