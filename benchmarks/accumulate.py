@@ -10,6 +10,7 @@ that the compiler plans for temporary values.
 import argparse
 import functools
 import statistics
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,9 +27,16 @@ NETWORKS = (("lenet5_modern", 512), ("convnetjs_cifar10", 512), ("cs231n_cifar10
 PARTS = (1, 2, 4, 8)
 
 
-def stepper(name: str, batch_size: int, parts: int):
-    """A function that makes one training step, and the megabytes of temporary values that it was compiled to use."""
-    model = models.create(name)
+def stepper(name: str, batch_size: int, parts: int = 1, **fields: Any):
+    """A function that makes one training step, and the megabytes of temporary values that it was compiled to use.
+
+    Args:
+      name: of the network.
+      batch_size: of random images.
+      parts: microbatches.
+      fields: of the network.
+    """
+    model = models.create(name, **fields)
     shape = models.ABOUT[name].input
     optimizer = make_optimizer(Optimizer("sgd", learning_rate=0.01, momentum=0.9), 1)
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 _COLOURS = {"train": "#4c78a8", "validation": "#f58518", "test": "#54a24b"}
 
 
-def new_figure(width: float, height: float, rows: int, columns: int, **spacing: float):
+def _new_figure(width: float, height: float, rows: int, columns: int, **spacing: float):
     """A figure and its axes [rows, columns], drawn without a display and without touching pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ def _grid(width: float, height: float, rows: int, columns: int):
     """A figure for images: rows x columns axes without ticks, with room for a title over each and one over all."""
     # Spacing by hand: matplotlib's layout engines take seconds for fifty axes.
     top = 1 - 0.75 / height
-    figure, axes = new_figure(
+    figure, axes = _new_figure(
         width, height, rows, columns, left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.08, hspace=0.45
     )
     for axis in axes.flat:
@@ -41,7 +41,7 @@ def curves(rows: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str = "
     """
     panels = ["loss"] + ["accuracy"] * any("accuracy" in row for row in rows)
     width = 5.5 * len(panels)
-    figure, axes = new_figure(
+    figure, axes = _new_figure(
         width, 4.2, 1, len(panels), left=0.75 / width, right=1 - 0.2 / width, bottom=0.13, top=0.9, wspace=0.22
     )
     for axis, metric in zip(axes[0], panels, strict=True):

@@ -8,6 +8,9 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "al
 
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CALL = re.compile(rf"=\s*(?P<result>.*?)\s(?P<kind>{'|'.join(KINDS)})(?P<part>-start|-done)?\(")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+# A TPU's reduce-scatter is a fusion of this name; what it calls is an all-reduce, and slices of that.
+_SCATTER = re.compile(r"^%?all-reduce-scatter\S* \(.*\) -> (?P<result>.*) \{")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +27,36 @@ def collectives(program: str) -> dict[str, Collective]:
 
     Args:
       program: HLO text, as `jax.jit(f).lower(...).compile().as_text()` gives it. What stands in the body of a loop
-        counts once.
+        counts once, and so do the pieces that a TPU makes of one collective, between which it computes.
     """
     found: dict[str, Collective] = {}
+    seen = set()
+    scatter = None
     for line in program.splitlines():
+        scatter = None if line.startswith("}") else _SCATTER.search(line) or scatter
         call = _CALL.search(line)
         if not call or call["part"] == "-done":  # which only waits for a -start
+            continue
+        channel = _CHANNEL.search(line)
+        if channel and channel[1] in seen:  # XLA gives no two collectives the same
+            continue
+        if channel:
+            seen.add(channel[1])
+        if scatter:
+            _add(found, "reduce-scatter", [_bytes(*shape) for shape in _SHAPE.findall(scatter["result"])])
             continue
         sizes = [_bytes(*shape) for shape in _SHAPE.findall(call["result"])]
         if call["part"] and call["kind"] != "all-reduce":
             # The -start of the others gives its operands back before its results, and then scalars for its own use.
             sizes = [_bytes(*shape) for shape in _SHAPE.findall(call["result"]) if shape != ("u32", "")]
             sizes = sizes[len(sizes) // 2 :]
-        before = found.get(call["kind"], Collective())
-        found[call["kind"]] = Collective(before.count + 1, before.bytes + sum(sizes))
+        _add(found, call["kind"], sizes)
     return found
+
+
+def _add(found: dict[str, Collective], kind: str, sizes: list[int]) -> None:
+    before = found.get(kind, Collective())
+    found[kind] = Collective(before.count + 1, before.bytes + sum(sizes))
 
 
 def _bytes(dtype: str, shape: str) -> int:

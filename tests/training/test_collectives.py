@@ -40,6 +40,34 @@ def test_a_program_by_hand():
     assert collectives("ENTRY %main { %x = f32[2]{0} add(%all-reduce.1, %p) }") == {}
 
 
+TPU_PROGRAM = """
+%fused.1 (p: bf16[3,3,16,8]) -> (bf16[3,3,16,8], bf16[3,3,16,32]) {
+  %p = bf16[3,3,16,8]{2,3,1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[3,3,16,32]{2,3,1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={3}
+}
+%fused.2 (p: bf16[3,3,16,8], x: f32[4]) -> (f32[4], bf16[3,3,16,32]) {
+  %all-gather.2 = bf16[3,3,16,32]{2,3,1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={3}
+}
+%all-reduce-scatter.4 (a: f32[16,32], b: f32[8,64]) -> (f32[16,8], f32[8,16]) {
+  %all-reduce.71 = (f32[16,32]{1,0:T(8,128)}, f32[8,64]{1,0:T(8,128)}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+  %slice = f32[16,8]{1,0:T(8,128)S(1)} dynamic-slice(%a.1, %zero, %i), dynamic_slice_sizes={16,8}
+}
+ENTRY %main {
+  %all-reduce.2 = f32[8]{0:T(128)} all-reduce(%c), channel_id=2, to_apply=%add
+  %fusion.9 = (f32[16,8]{1,0}, f32[8,16]{1,0}) fusion(%d, %e), kind=kCustom, calls=%all-reduce-scatter.4
+}
+"""
+
+
+def test_a_program_of_a_tpu():
+    """A gathering in pieces is one; a sum of which each device takes a part is a reduce-scatter."""
+    assert collectives(TPU_PROGRAM) == {
+        "all-gather": Collective(1, 3 * 3 * 16 * 32 * 2),
+        "reduce-scatter": Collective(1, (16 * 8 + 8 * 16) * 4),
+        "all-reduce": Collective(1, 8 * 4),
+    }
+
+
 def compiled_step(axes, conv="xla", **update):
     """The collectives of the training step of a small ResNet on eight devices."""
     mesh = meshes.make_mesh(8, axes)

@@ -351,3 +351,18 @@ def test_a_mesh_that_the_chips_do_not_make():
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error: run.mesh: received fsdp=3, allowed: axes that multiply to the 4 devices" in done.stderr
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_divided_parameters_on_tpus():
+    """Each large one is gathered once, in the type that is multiplied, and its gradient added up where it stays."""
+    argv = [sys.executable, "-m", "cnnjax", "plan", "cifar_resnet20", "--topology", "v5e:2x2", "--mesh", "fsdp=4"]
+    done = subprocess.run(
+        [*argv, "--model.fields", "stage_sizes=(1,1,1)", "--json"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)["collectives"]
+    large = 9 * (16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    assert found["all-gather"] == {"count": 4, "bytes": 2 * large}  # bfloat16
+    assert found["reduce-scatter"]["bytes"] == 4 * large // 4
+    assert found["all-reduce"]["bytes"] < 4 * large // 4  # what is not divided, and statistics

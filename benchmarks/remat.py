@@ -1,0 +1,42 @@
+"""What `remat` costs and saves: the training step with it against the step that keeps everything.
+
+    python benchmarks/remat.py [--rounds N] [--conv xla]
+
+Prints milliseconds a step, how many times as long as without it takes (interleaved, in one process), and the memory
+that the compiler plans for temporary values.
+"""
+
+import argparse
+import statistics
+
+from accumulate import stepper
+from timing import interleave, ratio
+
+from cnnjax.training.setup import versions
+
+NETWORKS = (("resnet50", 8), ("cifar_densenet40_12", 32))
+CHOICES = (False, "convolutions", True)
+
+
+def main() -> None:
+    """Prints a table for the results' page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--conv", default="auto", help="what computes the convolutions")
+    arguments = parser.parse_args()
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    print("\n| network | batch | remat | ms | times without | temporary MB |\n|---|---|---|---|---|---|")
+    for name, batch_size in NETWORKS:
+        steppers = {choice: stepper(name, batch_size, conv=arguments.conv, remat=choice) for choice in CHOICES}
+        times = interleave({str(choice): take for choice, (take, _) in steppers.items()}, arguments.rounds, 0.5)
+        for choice, (_, memory) in steppers.items():
+            row = times[str(choice)]
+            print(
+                f"| {name} | {batch_size} | {choice} | {statistics.median(row) * 1000:.0f} | "
+                f"{ratio(row, times['False'])} | {memory:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
