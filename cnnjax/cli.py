@@ -125,6 +125,8 @@ class _EvaluateData:
     """Folder of prepared TFDS sets."""
     cache_dir: str | None = None
     """Folder for decoded arrays."""
+    workers: int | None = None
+    """Processes that decode photographs (as in the run when not given)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,8 @@ def _labelled_as(run, examples, derived, name: str):
     label = {class_name: i for i, class_name in enumerate(run.classes)}
     for class_name in derived.classes:
         if class_name not in label:
-            raise InputError(f"data.name: {name} has the class {class_name!r}, allowed: {', '.join(run.classes)}")
+            allowed = ", ".join(run.classes[:20]) + ", …" * (len(run.classes) > 20)
+            raise InputError(f"data.name: {name} has the class {class_name!r}, allowed: {allowed}")
     order = np.array([label[class_name] for class_name in derived.classes], np.int32)
     if isinstance(examples, Photos):
         return examples.relabelled(order, run.classes)
@@ -507,6 +510,9 @@ def _made_up(chosen: _Data) -> None:
         raise InputError("--made-up: allowed: with cnnjax data prepare imagenet2012")
     if chosen.made_up is None or chosen.made_up < 1:
         raise InputError(f"--made-up: received {chosen.made_up}, allowed: 1 or more")
+    if chosen.data_dir is None:
+        raise InputError("--made-up: needs --data-dir, a folder apart from that of real sets")
+    synthetic.check_absent(chosen.data_dir)
     counts = {"train": chosen.made_up, "validation": -(-chosen.made_up // 8)}
     print(f"making {sum(counts.values()):,} photographs, some twenty a second", file=sys.stderr)
     splits = {

@@ -350,6 +350,7 @@ def test_the_library_raises_what_the_command_prints(run, capsys):
         (("show", "digits", "--made-up", "3"), "--made-up: allowed: with cnnjax data prepare imagenet2012"),
         (("prepare", "mnist", "--made-up", "3"), "--made-up: allowed: with cnnjax data prepare imagenet2012"),
         (("prepare", "imagenet2012", "--made-up", "0"), "--made-up: received 0, allowed: 1 or more"),
+        (("prepare", "imagenet2012", "--made-up", "3"), "--made-up: needs --data-dir, a folder apart"),
     ],
 )
 def test_made_up_photographs_are_asked_for_rightly(arguments, message, capsys):

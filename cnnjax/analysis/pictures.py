@@ -94,7 +94,8 @@ def predictions(
     rows = -(-len(order) // columns)
 
     def name(index: int) -> str:
-        return classes[index] if index < len(classes) else str(index)
+        text = classes[index] if index < len(classes) else str(index)
+        return text.encode(errors="replace").decode()  # names of folders need not be proper text
 
     figure, axes = _grid(1.25 * columns, 1.6 * rows + 0.75, rows, columns)
     for axis, i in zip(axes.flat, order, strict=False):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -250,8 +251,11 @@ def _sizes_digest(files: dict[str, pathlib.Path]) -> str:
     digest = hashlib.sha256()
     for name, path in files.items():
         try:
-            size = path.stat().st_size
+            found = path.stat()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        size = found.st_size
+        if not stat.S_ISREG(found.st_mode) or size == 0:
+            raise InputError(f"{path} is {'empty' if size == 0 else 'no file'}")
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -51,10 +51,20 @@ def decode_image(content: bytes | str | os.PathLike[str], where: str) -> "Image.
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             image.load()
+            if image.mode.startswith("I;16"):  # whose upper half `convert` would make white
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError(f"pixels of mode {image.mode}; allowed: 8 or 16 bits a channel")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except Image.DecompressionBombError as error:
         raise InputError(f"image {where} is too large: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        NotImplementedError,
+    ) as error:  # what Pillow's decoders raise on damaged files
         reason = "not an image Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
         raise InputError(f"image {where} cannot be read: {reason}") from None
 

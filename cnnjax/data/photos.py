@@ -55,6 +55,8 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 _TRIES = 10  # at a random crop, before the central one
 _CROP = 1  # keeps the crops' random numbers apart from the epochs' orders, which are drawn from (seed, epoch)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LONGEST = 64  # times its shorter side: of longer pictures the ends are never resized, which could take any memory
 _SCALES = (8, 4, 2)  # by which libjpeg-turbo reduces fast
 
 
@@ -200,9 +202,10 @@ def open_photo_set(name: str, *, raw_dir: Path | None = None, data_dir: Path | N
     if "train" not in splits:
         raise InputError(f"{name!r} has no split 'train', only {', '.join(sorted(splits))}")
     photos = {split: Photos(source, classes) for split, source in splits.items() if len(source)}
-    if "test" in photos and photos["test"].source[0][1] == -1:  # ImageNet's
-        print(f"cnnjax: 'test' of {name!r} has no labels (-1) and is left out", file=sys.stderr)
-        del photos["test"]
+    for split in {"test", "validation"} & set(photos):
+        if photos[split].source[0][1] == -1:  # as of ImageNet's test images
+            print(f"cnnjax: {split!r} of {name!r} has no labels (-1) and is left out", file=sys.stderr)
+            del photos[split]
     if "train" not in photos:
         raise InputError(f"{name!r}, split 'train' is empty")
     content = json.dumps([name.partition(":")[0], classes, provenance], sort_keys=True)
@@ -379,7 +382,23 @@ def _batches(
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * size)
         batches = examples.to_iter_dataset(options).batch(size)
     with contextlib.closing(iter(batches)) as iterator:
-        yield from map(_own, iterator) if workers else iterator
+        if not workers:
+            yield from iterator
+            return
+        with _signals_held_back():  # workers start at the first batch
+            first = next(iterator)
+        yield _own(first)
+        yield from map(_own, iterator)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Generator[None]:
+    """Processes started meanwhile don't hear of interrupts, from the very first; see `_start_worker`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # Streams that are still open when the interpreter exits, which grain's iterators don't survive without tracebacks.
@@ -416,7 +435,7 @@ def _start_worker(index: int, count: int) -> None:
 
     Terminals and Slurm send signals to all processes, but the parent still needs batches until it has stopped.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     parent = multiprocessing.parent_process()
@@ -567,6 +586,9 @@ def _resize_and_crop(content: bytes, where: Callable[[], str], crop: int, resize
 
     # All of it is decoded and resized: resizing no more than the centre saves a tenth and rounds otherwise.
     pixels, _ = _decode(content, where, _jpeg_size(content))
+    longest = _LONGEST * min(pixels.shape[:2])
+    top, left = (max(side - longest, 0) // 2 for side in pixels.shape[:2])
+    pixels = np.ascontiguousarray(pixels[top : top + longest, left : left + longest])
     height, width, top, left = central_crop(*pixels.shape[:2], crop=crop, resize=resize)
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized.crop((left, top, left + crop, top + crop)))
@@ -575,6 +597,7 @@ def _resize_and_crop(content: bytes, where: Callable[[], str], crop: int, resize
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG in colours that simplejpeg decodes as Pillow does; None for anything else."""
     import simplejpeg
+    from PIL import Image
 
     if not content.startswith(b"\xff\xd8"):
         return None
@@ -582,7 +605,9 @@ def _jpeg_size(content: bytes) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    return (int(height), int(width)) if colours in ("YCbCr", "RGB") else None
+    limit = Image.MAX_IMAGE_PIXELS
+    too_large = limit is not None and int(height) * int(width) > 2 * limit  # which Pillow refuses to decode
+    return (int(height), int(width)) if colours in ("YCbCr", "RGB") and not too_large else None
 
 
 def _decode(

@@ -74,6 +74,13 @@ def photographs(
     return made
 
 
+def check_absent(data_dir: Path | None) -> None:
+    """Raises an `InputError` where an imagenet2012 is prepared already, which may be the real one."""
+    root = prepared_directory(data_dir)
+    if any((root / "imagenet2012").glob("*/dataset_info.json")):
+        raise InputError(f"data_dir: {root} holds an imagenet2012 already, which is left as it is; choose another")
+
+
 def write_imagenet(
     splits: dict[str, list[tuple[str, bytes, int]]], data_dir: Path | None = None, classes: Sequence[str] = CLASSES
 ) -> pathlib.Path:
@@ -90,9 +97,8 @@ def write_imagenet(
     Raises:
       InputError: there is one already, which may be the real one.
     """
+    check_absent(data_dir)
     root = prepared_directory(data_dir)
-    if (root / "imagenet2012").exists():
-        raise InputError(f"data_dir: {root} holds an imagenet2012 already, which is left as it is; choose another")
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # TFDS registers its own under this name

@@ -13,7 +13,6 @@ import numpy as np
 from cnnjax import data as datasets
 from cnnjax.data import photos as streams
 from cnnjax.data.order import batch_indices, eval_batches
-from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training import metrics, processes
@@ -146,14 +145,8 @@ class Feed(abc.ABC):
           A function of (state, items), a list of at most `several` of what `batches` gives. It gives the new state
           and the scalars, of several steps as arrays [several].
 
-        Raises:
-          InputError: several are wanted and the examples are not on the device.
         """
-        if several > 1:
-            raise InputError(
-                f"run.steps-per-call: received {several}, allowed: 1 for examples that are not kept on the device "
-                f"(--data.resident-mb)"
-            )
+        assert several == 1, "several steps in one call need the examples on the devices"
         one = self.compile(step, state, batch_size, donate=True)
         return lambda state, items: one(state, items[0])
 
@@ -293,7 +286,7 @@ class PhotosFeed(Feed):
             scale=self.data.crop_area,
             **self._decoders,
         )
-        return _watched(stream)
+        return self._watched(stream)
 
     def eval_batches(self, batch_size: int) -> Generator[tuple[streams.Batch, np.ndarray]]:
         with contextlib.closing(self._evaluated(self.photos, batch_size, self.rows(batch_size))) as stream:
@@ -312,19 +305,20 @@ class PhotosFeed(Feed):
         stream = streams.eval_batches(
             photos, batch_size=batch_size, rows=rows, crop=self.crop, resize=resize, **self._decoders
         )
-        return _watched(stream)
+        return self._watched(stream)
 
-
-def _watched(stream: Generator[streams.Batch]) -> Generator[streams.Batch]:
-    """A stream that ends with a line where one of its workers was killed, as for want of memory."""
-    with contextlib.closing(stream):
-        try:
-            yield from stream
-        except RuntimeError as error:
-            raise RunError(
-                f"a worker that decodes photographs is lost ({error}); the newest good checkpoint is kept, and the "
-                f"same command goes on from it (fewer --data.workers take less memory)"
-            ) from error
+    def _watched(self, stream: Generator[streams.Batch]) -> Generator[streams.Batch]:
+        """A stream that ends with a line where one of its workers was killed, as for want of memory."""
+        with contextlib.closing(stream):
+            try:
+                yield from stream
+            except RuntimeError as error:
+                if not self.data.workers or isinstance(error, RunError):
+                    raise
+                raise RunError(
+                    f"a worker that decodes photographs is lost ({error}); the newest good checkpoint is kept, and the "
+                    f"same command goes on from it (fewer --data.workers take less memory)"
+                ) from error
 
 
 def make_feed(split: datasets.Arrays | datasets.Photos, mesh: jax.sharding.Mesh, data: configs.Data) -> Feed:
@@ -332,8 +326,12 @@ def make_feed(split: datasets.Arrays | datasets.Photos, mesh: jax.sharding.Mesh,
     `data.resident_mb`, else on the host."""
     if isinstance(split, datasets.Photos):
         return PhotosFeed(split, mesh, data)
-    size = split.image.nbytes + split.label.nbytes
-    return (ResidentFeed if size <= data.resident_mb * 2**20 else ArraysFeed)(split, mesh)
+    return (ResidentFeed if is_resident(split, data) else ArraysFeed)(split, mesh)
+
+
+def is_resident(split: datasets.Arrays | datasets.Photos, data: configs.Data) -> bool:
+    """Whether all examples of a split are kept on the devices."""
+    return isinstance(split, datasets.Arrays) and split.image.nbytes + split.label.nbytes <= data.resident_mb * 2**20
 
 
 def evaluate_split(
@@ -344,8 +342,9 @@ def evaluate_split(
     loss: metrics.Loss,
     preprocess: Preprocess,
     batch_size: int,
-) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics over exactly the examples of a split, as sums and counts, and the outputs [examples, classes].
+    keep_outputs: bool = False,
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Metrics over exactly the examples of a split, as sums and counts, and if wanted the outputs [examples, classes].
 
     The last batch is padded and the padding masked; the number of examples counted is checked.
     """
@@ -356,7 +355,8 @@ def evaluate_split(
     evaluate = feed.cached(size, lambda: feed.compile(step, variables, size, masked=True))
     results, masks = [], []
     for item, mask in feed.eval_batches(size):
-        results.append(evaluate(variables, item, mask=mask))
+        sums, outputs = evaluate(variables, item, mask=mask)
+        results.append((sums, outputs if keep_outputs else None))
         masks.append(mask)
         if len(results) > 2:  # not all batches of a large set at once
             results[-3] = jax.device_get(results[-3])
@@ -364,5 +364,6 @@ def evaluate_split(
     total = metrics.add(sums for sums, _ in fetched)
     if total["count"] != feed.length:
         raise RunError(f"evaluation counted {total['count']:.0f} examples of {feed.length}")
-    outputs = np.concatenate([outputs[mask] for (_, outputs), mask in zip(fetched, masks, strict=True)])
-    return total, outputs
+    if not keep_outputs:
+        return total, None
+    return total, np.concatenate([outputs[mask] for (_, outputs), mask in zip(fetched, masks, strict=True)])

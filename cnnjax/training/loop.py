@@ -27,7 +27,7 @@ from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import Interrupted, RunError
-from cnnjax.training.feed import evaluate_split, make_feed
+from cnnjax.training.feed import evaluate_split, is_resident, make_feed
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.report import Report
 from cnnjax.training.setup import (
@@ -115,6 +115,12 @@ def train(
                 f"train.loss: received {config.train.loss!r}, allowed: 'squared_error', as {dataset.name} is labelled "
                 f"with numbers, not classes"
             )
+        several = 1 if profile else config.run.steps_per_call
+        if several > 1 and not is_resident(splits["train"], config.data):
+            raise InputError(
+                f"run.steps-per-call: received {several}, allowed: 1 for examples that are not kept on the device "
+                f"(arrays of up to --data.resident-mb are)"
+            )
         model = make_model(config, derived.num_classes)
         preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
         optimizer = make_optimizer(config.optimizer, derived.steps)
@@ -175,7 +181,7 @@ def train(
             make_step(config, model, optimizer, preprocess, mesh),
             state,
             config.train.batch_size,
-            1 if profile else config.run.steps_per_call,
+            several,
         )
         compile_seconds = time.monotonic() - started
         evaluate = functools.partial(
@@ -226,7 +232,6 @@ def train(
         stack.callback(report.stop)
         clock = time.monotonic()
         first_traced = min(steps, progress.step + 11)  # past the steps in which caches warm up
-        several = 1 if profile else config.run.steps_per_call
         stops = [evaluate_every, config.run.log_every, config.run.checkpoint_every or steps]
         step = progress.step
         upcoming = feeds["train"].batches(step, steps, size, config.train.seed)
@@ -292,7 +297,7 @@ def train(
         }
         outputs = None
         if "test" in feeds:
-            sums, outputs = evaluate(state.evaluated, feeds["test"])
+            sums, outputs = evaluate(state.evaluated, feeds["test"], keep_outputs=True)
             measured(steps, "test", sums)
         for split, values in progress.latest.items():
             result |= {f"{split}_{name}": value for name, value in values.items()}

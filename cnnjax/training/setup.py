@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cnnjax import data as datasets
@@ -40,7 +41,8 @@ class Derived:
     examples: dict[str, int]
     provenance: dict[str, str]
     sha256: str
-    """Of every image and label of the data set: a run resumes on the data it was begun with, or not at all."""
+    """Of every image and label of the data set, or of names, numbers and sizes of photographs that are streamed: a run
+    resumes on the data it was begun with, or not at all."""
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -161,18 +163,24 @@ def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tu
 
 def _splits(data: configs.Data, dataset: datasets.Dataset | datasets.PhotoSet) -> dict[str, Split]:
     """The examples of each split that there are, limited and with validation images held out as configured."""
-    limit = slice(data.limit)
-    rest, validation = dataset.train.take(limit), dataset.validation
+    rest, validation = _limited(dataset.train, data.limit), dataset.validation
     if validation is not None:
-        validation = validation.take(limit)
+        validation = _limited(validation, data.limit)
     elif data.validation:
         rest, validation = datasets.split(rest, _amount(data.validation), data.split_seed)
     splits: dict[str, Split] = {"train": rest}
     if validation is not None:
         splits["validation"] = validation
     if dataset.test is not None:
-        splits["test"] = dataset.test.take(limit)
+        splits["test"] = _limited(dataset.test, data.limit)
     return splits
+
+
+def _limited(split: Split, limit: int | None) -> Split:
+    """At most so many examples: all over the split, which may be sorted by class."""
+    if limit is None or limit >= len(split):
+        return split
+    return split.take(np.arange(limit) * len(split) // limit)
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

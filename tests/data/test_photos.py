@@ -498,3 +498,54 @@ def test_dropping_the_iterator_stops_its_workers(train):
     del batches
     gc.collect()
     wait_for_end(pids)
+
+
+def test_files_of_a_prepared_set_that_are_not_whole(made, tmp_path):
+    """Missing, cut off, of another set, or without a description that can be read: found when it is opened."""
+    synthetic.write_imagenet(made, tmp_path)
+    directory = tmp_path / "imagenet2012" / "5.1.0"
+    (validation,) = directory.glob("*validation*")
+    (train,) = directory.glob("*train*")
+    content, other = validation.read_bytes(), train.read_bytes()
+    wrong = {
+        "missing": (validation.unlink, "no readable"),
+        "cut off": (lambda: validation.write_bytes(content[: len(content) // 2]), "no readable"),
+        "of another": (lambda: validation.write_bytes(other), "24 examples, but 7 were prepared"),
+    }
+    for damage, message in wrong.values():
+        damage()
+        with pytest.raises(InputError, match=f"split 'validation': .*{message}"):
+            streams.open_photo_set("tfds:imagenet2012", data_dir=tmp_path)
+    validation.write_bytes(content)
+    assert len(streams.open_photo_set("tfds:imagenet2012", data_dir=tmp_path).train) == 24
+    (directory / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match=r"'tfds:imagenet2012' in .* cannot be read"):
+        streams.open_photo_set("tfds:imagenet2012", data_dir=tmp_path)
+
+
+def test_odd_files_in_folders(tmp_path, files, pictures):
+    files.tree(tmp_path / "f", pictures)
+    odd = next((tmp_path / "f" / "train").iterdir()) / "zz.png"
+    os.mkfifo(odd)
+    with pytest.raises(InputError, match=r"zz.png is no file|zz.png is empty"):
+        streams.open_photos("folder", raw_dir=tmp_path / "f")
+    odd.unlink()
+    odd.touch()
+    with pytest.raises(InputError, match=r"zz.png is empty"):
+        streams.open_photos("folder", raw_dir=tmp_path / "f")
+
+
+def test_a_strip_takes_no_memory_beyond_its_centre(tmp_path):
+    """Resized whole, these 3,000 pixels would be 2 million rows."""
+    strip = np.zeros((3000, 1, 3), np.uint8)
+    strip[1400:1600] = 200
+    Image.fromarray(strip).save(tmp_path / "strip.png")
+    image = streams.open_photo(tmp_path / "strip.png", crop=600, resize=700)
+    assert (image == 200).all()
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 40 * 40).astype(np.uint16).reshape(40, 40)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    image = streams.open_photo(tmp_path / "ramp.png", crop=40, resize=40)
+    np.testing.assert_array_equal(image, np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, -1))
