@@ -29,9 +29,11 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import pathlib
 import signal
@@ -381,19 +383,17 @@ def _batches(
         threads = threads or _cores()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * size)
         batches = examples.to_iter_dataset(options).batch(size)
-    with contextlib.closing(iter(batches)) as iterator:
-        if not workers:
-            yield from iterator
-            return
-        with _signals_held_back():  # workers start at the first batch
+    with contextlib.ExitStack() as stack:
+        with _signals_held_back():  # workers, and the threads that start them, start with the first batch
+            iterator = stack.enter_context(contextlib.closing(iter(batches)))
             first = next(iterator)
-        yield _own(first)
-        yield from map(_own, iterator)
+        yield from map(_own if workers else lambda batch: batch, itertools.chain([first], iterator))
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Generator[None]:
     """Processes started meanwhile don't hear of interrupts, from the very first; see `_start_worker`."""
+    multiprocessing.resource_tracker.ensure_running()  # which lets them through again when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield

@@ -232,11 +232,12 @@ def test_a_lost_worker_ends_the_run_and_nothing_is_lost(cfg, result, tmp_path, m
 
 
 def has_workers(pid):
-    """Whether a process has begun to start some."""
+    """Whether a process has begun to start some, by any of its threads."""
     try:
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+        children = [child for thread in threads for child in thread.read_text().split()]
         return any(b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
-    except OSError:
+    except OSError:  # one has just ended
         return False
 
 
@@ -258,12 +259,14 @@ def test_a_signal_to_the_whole_group_stops_and_saves(made, tmp_path, number, ear
         start_new_session=True,
         cwd=pathlib.Path(__file__).resolve().parents[2],
     )
-    for _ in range(600):
+    for _ in range(1200):
         metrics_file = tmp_path / "run" / "metrics.jsonl"
         begun = metrics_file.exists() and len(metrics_file.read_text().splitlines()) > 3
         if run.poll() is not None or (has_workers(run.pid) if early else begun):
             break
         time.sleep(0.05)
+    else:
+        raise AssertionError("nothing happened in a minute")
     assert run.poll() is None, run.communicate()[1]
     os.killpg(run.pid, number)
     _, said = run.communicate(timeout=60)
