@@ -195,8 +195,8 @@ def test_as_a_process(program, words, tmp_path):
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
-    """Every folder and file below `folder`, each file with a digest of what is in it."""
-    paths = sorted(folder.rglob("*"))
+    """Every folder and file below `folder`, each file with a digest of what is in it; but what Python compiles to."""
+    paths = sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder" for p in paths}
 
 
