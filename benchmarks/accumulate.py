@@ -74,15 +74,17 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     print("\n| network | batch | microbatches | ms | times the whole batch | temporary MB |\n|---|---|---|---|---|---|")
     for name, batch_size in NETWORKS:
-        steppers = {parts: stepper(name, batch_size, parts) for parts in PARTS}
-        times = interleave({str(parts): take for parts, (take, _) in steppers.items()}, arguments.rounds, 0.5)
-        for parts, (_, memory) in steppers.items():
-            row = times[str(parts)]
-            print(
-                f"| {name} | {batch_size} | {parts} | {statistics.median(row) * 1000:.1f} | "
-                f"{ratio(row, times['1'])} | {memory:.0f} |",
-                flush=True,
-            )
+        steppers = {str(parts): stepper(name, batch_size, parts) for parts in PARTS}
+        print_rows(f"| {name} | {batch_size}", steppers, arguments.rounds)
+
+
+def print_rows(title: str, steppers: dict[str, Any], rounds: int) -> None:
+    """Prints a row for each of some `stepper`s: its name, milliseconds, how many times the first's, and megabytes."""
+    times = interleave({name: take for name, (take, _) in steppers.items()}, rounds, 0.5)
+    first = next(iter(times.values()))
+    for name, (_, memory) in steppers.items():
+        milliseconds = statistics.median(times[name]) * 1000
+        print(f"{title} | {name} | {milliseconds:.1f} | {ratio(times[name], first)} | {memory:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import importlib.metadata
 import importlib.util
 import io
 import multiprocessing
-import os
 import pathlib
 import platform
 import statistics
@@ -155,15 +154,6 @@ def time_decoders(rounds: int, examples: list[tuple[str, bytes, int]]) -> None:
         print(f"| {name} | {statistics.median(ms):.3f} ({min(ms):.3f} to {max(ms):.3f}) |")
 
 
-def cpu_model() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def part_digests(data_dir: str, rows: list[int], batches: int, workers: int) -> list[list[bytes]]:
     """What one process of several makes: of each batch, the hash of each of its rows."""
     split = photos.open_photos("tfds:imagenet2012", data_dir=data_dir)
@@ -210,7 +200,7 @@ def main() -> None:
     parser.add_argument("--decoders", action="store_true", help="time decoders alone")
     parser.add_argument("--hashes", action="store_true", help="hash 1,000 batches instead")
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = photos.cores()
 
     made = synthetic.photographs(arguments.photographs)
     if arguments.decoders:
@@ -220,12 +210,9 @@ def main() -> None:
         hash_batches(made)
         return
     with tempfile.TemporaryDirectory() as root:
-        for name, content, label in made:
-            path = pathlib.Path(root, "photographs", "train", synthetic.CLASSES[label], name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        folder = synthetic.write_folder({"train": made}, pathlib.Path(root, "photographs"))
         synthetic.write_imagenet({"train": made}, root)
-        files = photos.open_photos("folder", raw_dir=pathlib.Path(root, "photographs"))
+        files = photos.open_photos("folder", raw_dir=folder)
         records = photos.open_photos("tfds:imagenet2012", data_dir=root)
         # By name: (what makes batches, from what, how many processes or threads decode).
         contestants = {
@@ -249,7 +236,7 @@ def main() -> None:
     kilobytes = [len(content) / 1000 for _, content, _ in made]
     names = ("numpy", "pillow", "simplejpeg", "grain", "array_record", "torch")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    print(f"\n{cpu_model()}, {cores} cores; Python {platform.python_version()}, {versions}")
+    print(f"\n{timing.cpu_model()}, {cores} cores; Python {platform.python_version()}, {versions}")
     print(
         f"{len(made)} photographs of {statistics.mean(kilobytes):.0f} kB on average ({min(kilobytes):.0f} to"
         f" {max(kilobytes):.0f}); {arguments.rounds} rounds of {arguments.batches} batches of {BATCH}\n"

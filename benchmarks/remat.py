@@ -7,10 +7,8 @@ that the compiler plans for temporary values.
 """
 
 import argparse
-import statistics
 
-from accumulate import stepper
-from timing import interleave, ratio
+from accumulate import print_rows, stepper
 
 from cnnjax.training.setup import versions
 
@@ -27,15 +25,8 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     print("\n| network | batch | remat | ms | times without | temporary MB |\n|---|---|---|---|---|---|")
     for name, batch_size in NETWORKS:
-        steppers = {choice: stepper(name, batch_size, conv=arguments.conv, remat=choice) for choice in CHOICES}
-        times = interleave({str(choice): take for choice, (take, _) in steppers.items()}, arguments.rounds, 0.5)
-        for choice, (_, memory) in steppers.items():
-            row = times[str(choice)]
-            print(
-                f"| {name} | {batch_size} | {choice} | {statistics.median(row) * 1000:.0f} | "
-                f"{ratio(row, times['False'])} | {memory:.0f} |",
-                flush=True,
-            )
+        steppers = {str(choice): stepper(name, batch_size, conv=arguments.conv, remat=choice) for choice in CHOICES}
+        print_rows(f"| {name} | {batch_size}", steppers, arguments.rounds)
 
 
 if __name__ == "__main__":

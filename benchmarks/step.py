@@ -30,8 +30,6 @@ import importlib.metadata
 import json
 import math
 import os
-import pathlib
-import platform
 import re
 import statistics
 import sys
@@ -378,18 +376,11 @@ def machine() -> dict[str, Any]:
     return {
         "versions": {**versions(), "torch": torch},
         "device": jax.devices()[0].device_kind,
-        "cpu": cpu_model(),
+        "cpu": timing.cpu_model(),
         "cores": os.cpu_count(),
         "dtype": "bfloat16" if on_gpu() else "float32",
         "freed_memory_kept": KEPT,
     }
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    info = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 # The profile.

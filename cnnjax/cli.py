@@ -478,7 +478,7 @@ def _data(argv: list[str]) -> None:
     if chosen.name is None:
         raise InputError(f"cnnjax data {chosen.action}: needs the name of a data set ({', '.join(data.summaries())})")
     if chosen.made_up is not None:
-        _made_up(chosen)
+        _made_up(chosen, chosen.made_up)
         return
     if chosen.action == "prepare":
         print(data.prepare(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir))
@@ -503,21 +503,21 @@ def _data(argv: list[str]) -> None:
         print(f"  picture    {chosen.picture}")
 
 
-def _made_up(chosen: _Data) -> None:
+def _made_up(chosen: _Data, count: int) -> None:
     from cnnjax.data import synthetic
 
     if (chosen.action, chosen.name) != ("prepare", "imagenet2012"):
         raise InputError("--made-up: allowed: with cnnjax data prepare imagenet2012")
-    if chosen.made_up is None or chosen.made_up < 1:
-        raise InputError(f"--made-up: received {chosen.made_up}, allowed: 1 or more")
+    if count < 1:
+        raise InputError(f"--made-up: received {count}, allowed: 1 or more")
     if chosen.data_dir is None:
         raise InputError("--made-up: needs --data-dir, a folder apart from that of real sets")
     synthetic.check_absent(chosen.data_dir)
-    counts = {"train": chosen.made_up, "validation": -(-chosen.made_up // 8)}
+    counts = {"train": count, "validation": -(-count // 8)}
     print(f"making {sum(counts.values()):,} photographs, some twenty a second", file=sys.stderr)
     splits = {
-        split: synthetic.photographs(count, seed=seed, classes=synthetic.THOUSAND)
-        for seed, (split, count) in enumerate(counts.items())
+        split: synthetic.photographs(n, seed=seed, classes=synthetic.THOUSAND)
+        for seed, (split, n) in enumerate(counts.items())
     }
     print(synthetic.write_imagenet(splits, chosen.data_dir, synthetic.THOUSAND))
 

@@ -8,7 +8,7 @@ are opened by `open_photo_set` or `open_photos` and streamed by `photos.train_ba
 """
 
 from cnnjax.data import photos
-from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, sha256, split
+from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, held_out, sha256, split
 from cnnjax.data.images import open_image
 from cnnjax.data.order import batch_indices, eval_batches
 from cnnjax.data.photos import Photos, PhotoSet, open_photo, open_photo_set, open_photos
@@ -25,6 +25,7 @@ __all__ = [
     "channel_mean_std",
     "check",
     "eval_batches",
+    "held_out",
     "load",
     "names",
     "open_image",

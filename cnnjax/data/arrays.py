@@ -123,7 +123,7 @@ def sha256(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-class Split(Protocol):
+class Examples(Protocol):
     """Examples of which some can be taken: `Arrays`, or `cnnjax.data.Photos`."""
 
     def __len__(self) -> int: ...
@@ -133,10 +133,10 @@ class Split(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Split)
+E = TypeVar("E", bound=Examples)
 
 
-def split(arrays: S, validation: int | float, seed: int) -> tuple[S, S]:
+def split(arrays: E, validation: int | float, seed: int) -> tuple[E, E]:
     """Set examples aside for validation: a uniformly random subset of exactly the size asked for, fixed by `seed`.
 
     Args:
@@ -152,6 +152,18 @@ def split(arrays: S, validation: int | float, seed: int) -> tuple[S, S]:
       InputError: where `validation` leaves nothing to train on, is negative, or is a fraction that comes to no example.
     """
     n = len(arrays)
+    count = held_out(n, validation)
+    if seed < 0:
+        raise InputError(f"seed={seed}: a seed must not be negative")
+    # The second word keeps this stream apart from the epochs' orders, which are (seed, epoch); see order.py.
+    chosen = np.random.default_rng((seed, 2**32 - 1)).permutation(n)[:count]
+    aside = np.zeros(n, bool)
+    aside[chosen] = True
+    return arrays.take(~aside), arrays.take(aside)
+
+
+def held_out(n: int, validation: int | float) -> int:
+    """How many of `n` examples `split` sets aside; it has the arguments and errors of that."""
     if isinstance(validation, bool) or not isinstance(validation, (int, float, np.integer, np.floating)):
         raise InputError(f"validation must be a number of examples or a fraction of them, received {validation!r}")
     if isinstance(validation, (float, np.floating)) and validation != 0:
@@ -167,13 +179,7 @@ def split(arrays: S, validation: int | float, seed: int) -> tuple[S, S]:
         count = int(validation)
     if not 0 <= count < n:
         raise InputError(f"validation={validation}: of {n} examples, 0 to {n - 1} can be set aside")
-    if seed < 0:
-        raise InputError(f"seed={seed}: a seed must not be negative")
-    # The second word keeps this stream apart from the epochs' orders, which are (seed, epoch); see order.py.
-    chosen = np.random.default_rng((seed, 2**32 - 1)).permutation(n)[:count]
-    held_out = np.zeros(n, bool)
-    held_out[chosen] = True
-    return arrays.take(~held_out), arrays.take(held_out)
+    return count
 
 
 def channel_mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

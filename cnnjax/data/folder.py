@@ -97,14 +97,18 @@ def listing_digest(files: dict[str, pathlib.Path]) -> str:
     """
     digest = hashlib.sha256()
     for name, path in files.items():
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        found = _stat(path)
         # Unpacking and copying keep names, sizes and times; the folder, the inode and its change time tell sets apart.
-        identity = (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        identity = (path.resolve(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         digest.update(f"{name}\0{identity}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _stat(path: pathlib.Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _find(raw_dir: Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -250,10 +254,7 @@ def _sizes_digest(files: dict[str, pathlib.Path]) -> str:
     """Of a folder too large to be read for a checksum: the same in every copy of it."""
     digest = hashlib.sha256()
     for name, path in files.items():
-        try:
-            found = path.stat()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        found = _stat(path)
         size = found.st_size
         if not stat.S_ISREG(found.st_mode) or size == 0:
             raise InputError(f"{path} is {'empty' if size == 0 else 'no file'}")

@@ -372,22 +372,23 @@ def _batches(
 
     size = len(positions.rows)
     examples = grain.MapDataset.source(positions).map(load)
-    if workers:
-        _mark_flags_parsed()
-        # A worker gets every `workers`-th element; with whole batches as elements, the order stays that of one process.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        batches = examples.batch(size).to_iter_dataset(options)
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), _start_worker)
-    else:
+    if not workers:
         # Examples, not batches, are what threads share, so that the first batch is there soon and few wait in memory.
-        threads = threads or _cores()
+        threads = threads or cores()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2 * size)
-        batches = examples.to_iter_dataset(options).batch(size)
+        with contextlib.closing(iter(examples.to_iter_dataset(options).batch(size))) as iterator:
+            yield from iterator
+        return
+    _mark_flags_parsed()
+    # A worker gets every `workers`-th element; with whole batches as elements, the order stays that of one process.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    batches = examples.batch(size).to_iter_dataset(options)
+    batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), _start_worker)
     with contextlib.ExitStack() as stack:
         with _signals_held_back():  # workers, and the threads that start them, start with the first batch
             iterator = stack.enter_context(contextlib.closing(iter(batches)))
             first = next(iterator)
-        yield from map(_own if workers else lambda batch: batch, itertools.chain([first], iterator))
+        yield from map(_own, itertools.chain([first], iterator))
 
 
 @contextlib.contextmanager
@@ -417,7 +418,7 @@ def _own(batch: Batch) -> Batch:
     return {name: np.array(array) for name, array in batch.items()}
 
 
-def _cores() -> int:
+def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

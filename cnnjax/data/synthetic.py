@@ -74,6 +74,20 @@ def photographs(
     return made
 
 
+def write_folder(splits: dict[str, list[tuple[str, bytes, int]]], root: Path) -> pathlib.Path:
+    """Write encoded images as `<split>/<class>/<image>`, to be opened as "folder"; `splits` as for `write_imagenet`.
+
+    Returns:
+      `root`.
+    """
+    for split, examples in splits.items():
+        for file_name, content, label in examples:
+            path = pathlib.Path(root) / split / CLASSES[label] / file_name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return pathlib.Path(root)
+
+
 def check_absent(data_dir: Path | None) -> None:
     """Raises an `InputError` where an imagenet2012 is prepared already, which may be the real one."""
     root = prepared_directory(data_dir)
@@ -97,9 +111,10 @@ def write_imagenet(
     Raises:
       InputError: there is one already, which may be the real one.
     """
+    import tensorflow_datasets as tfds
+
     check_absent(data_dir)
     root = prepared_directory(data_dir)
-    import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # TFDS registers its own under this name
         name = "imagenet2012"

@@ -5,6 +5,7 @@ Only the array_record format is read. TFDS can't read tfrecord without TensorFlo
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -13,7 +14,6 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -222,28 +222,18 @@ def _check_shards(where: str, info: Any) -> None:
     """Raises an `InputError` where a file of a split is missing, damaged or has another number of examples."""
     module = importlib.import_module("array_record.python.array_record_module")  # which has no types
 
-    def count(path: str) -> int:
-        reader = module.ArrayRecordReader(path)
+    def count(path: str) -> int | str:
         try:
-            return reader.num_records()
-        finally:
-            reader.close()
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        paths = [os.fspath(path) for path in info.filepaths]
-        for path, prepared, found in zip(paths, info.shard_lengths, pool.map(_or_error(count), paths), strict=True):
-            if found != prepared:
-                raise InputError(f"{where}: {path} has {found} examples, but {prepared} were prepared")
-
-
-def _or_error(function: Callable[[str], int]) -> Callable[[str], int | str]:
-    def call(path: str) -> int | str:
-        try:
-            return function(path)
+            with contextlib.closing(module.ArrayRecordReader(path)) as reader:
+                return reader.num_records()
         except Exception as error:  # array_record raises several kinds
             return f"no readable ({' '.join(str(error).split())[:200]})"
 
-    return call
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        paths = [os.fspath(path) for path in info.filepaths]
+        for path, prepared, found in zip(paths, info.shard_lengths, pool.map(count, paths), strict=True):
+            if found != prepared:
+                raise InputError(f"{where}: {path} has {found} examples, but {prepared} were prepared")
 
 
 def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:

@@ -168,8 +168,9 @@ def create(name: str, **fields: Any) -> nn.Module:
             allowed = [f for f, p in accepted.items() if f not in ("parent", "name") and p.kind is not p.VAR_KEYWORD]
             raise unknown(f"field of {name}", field, allowed)
         default = accepted[field].default if field in accepted else None
-        # `remat` may also be a policy's name; the models check it.
-        if field != "remat" and isinstance(default, bool) and not isinstance(value, bool):
+        # Of a field that also takes names, such as `remat`, the model itself checks them.
+        switch = isinstance(default, bool) and accepted[field].annotation != bool | str
+        if switch and not isinstance(value, bool):
             raise InputError(f"{field}: received {value!r}; allowed: True or False")
         fields[field] = _by_name(field, value, default)
     classes = fields.get("num_classes", 1)

@@ -17,6 +17,7 @@ from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training import metrics, processes
 from cnnjax.training.errors import RunError
+from cnnjax.training.setup import Split
 from cnnjax.training.step import Preprocess, eval_step, from_resident, repeated
 
 # What the host hands to a compiled step for a batch: the indices of its examples, or the examples.
@@ -321,7 +322,7 @@ class PhotosFeed(Feed):
                 ) from error
 
 
-def make_feed(split: datasets.Arrays | datasets.Photos, mesh: jax.sharding.Mesh, data: configs.Data) -> Feed:
+def make_feed(split: Split, mesh: jax.sharding.Mesh, data: configs.Data) -> Feed:
     """The feed of a split: photographs are streamed; arrays kept on every device where they take at most
     `data.resident_mb`, else on the host."""
     if isinstance(split, datasets.Photos):
@@ -329,9 +330,14 @@ def make_feed(split: datasets.Arrays | datasets.Photos, mesh: jax.sharding.Mesh,
     return (ResidentFeed if is_resident(split, data) else ArraysFeed)(split, mesh)
 
 
-def is_resident(split: datasets.Arrays | datasets.Photos, data: configs.Data) -> bool:
+def is_resident(split: Split, data: configs.Data) -> bool:
     """Whether all examples of a split are kept on the devices."""
-    return isinstance(split, datasets.Arrays) and split.image.nbytes + split.label.nbytes <= data.resident_mb * 2**20
+    return isinstance(split, datasets.Arrays) and fits(split.image.nbytes + split.label.nbytes, data)
+
+
+def fits(size: int, data: configs.Data) -> bool:
+    """Whether arrays of so many bytes are kept on the devices."""
+    return size <= data.resident_mb * 2**20
 
 
 def evaluate_split(

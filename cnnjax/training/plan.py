@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import data as datasets
 from cnnjax.analysis.summary import summarize
 from cnnjax.ops.auto import compiling_for
 from cnnjax.ops.errors import InputError
@@ -30,7 +31,7 @@ from cnnjax.training.collectives import collectives
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.optimizer import make_optimizer
-from cnnjax.training.setup import make_init, make_model, make_step
+from cnnjax.training.setup import amount, make_init, make_model, make_step
 from cnnjax.training.step import Preprocess
 
 
@@ -78,6 +79,8 @@ class Images:
     classes: int
     examples: int | None = None
     """Training images, those held out for validation included, where they are known."""
+    validated: bool = False
+    """Whether the set has validation images of its own, so that none are held out."""
 
 
 IMAGES = {
@@ -85,7 +88,7 @@ IMAGES = {
     "mnist": Images((28, 28, 1), 10, 60_000),
     "fashion_mnist": Images((28, 28, 1), 10, 60_000),
     "cifar10": Images((32, 32, 3), 10, 50_000),
-    "tfds:imagenet2012": Images(None, 1000, 1_281_167),
+    "tfds:imagenet2012": Images(None, 1000, 1_281_167, validated=True),
 }
 """Sets that need not be read to know them."""
 
@@ -138,9 +141,12 @@ def lower_step(config: Config, images: Images, devices: Sequence[Any]) -> jax.st
         numbers = config.train.loss == "squared_error" and examples is None  # the known sets all have classes
         label = ((classes,), np.float32) if numbers else ((), np.int32)
         example = {"image": jax.ShapeDtypeStruct(image_shape, np.uint8), "label": jax.ShapeDtypeStruct(*label)}
-        if examples is None or not on_devices(config, image_shape, examples):
+        arrays = {
+            name: jax.ShapeDtypeStruct((examples or 0, *kind.shape), kind.dtype) for name, kind in example.items()
+        }
+        streamed = examples is None or config.data.crop is not None
+        if streamed or not feed.fits(sum(array.size * array.dtype.itemsize for array in arrays.values()), config.data):
             return feed.lower_sent(step, state, example, size, mesh, donate=True)
-        arrays = {name: jax.ShapeDtypeStruct((examples, *kind.shape), kind.dtype) for name, kind in example.items()}
         return feed.lower_resident(step, state, arrays, size, mesh, donate=True)
 
 
@@ -148,15 +154,8 @@ def held_in(config: Config, images: Images) -> int | None:
     """Training images that a run would have, where that can be known: without those held out for validation."""
     if images.examples is None:
         return None
-    count, held = min(images.examples, config.data.limit or images.examples), config.data.validation
-    if config.data.crop is not None and config.data.name == "tfds:imagenet2012":
-        held = 0  # it has its own
-    return count - (round(count * held) if held < 1 else int(held))
-
-
-def on_devices(config: Config, image_shape: tuple[int, ...], examples: int) -> bool:
-    """Whether a run would keep so many training images on the devices."""
-    return config.data.crop is None and examples * (math.prod(image_shape) + 4) <= config.data.resident_mb * 2**20
+    count = min(images.examples, config.data.limit or images.examples)
+    return count if images.validated else count - datasets.held_out(count, amount(config.data.validation))
 
 
 def measure(lowered: Any) -> dict[str, Any]:
@@ -257,8 +256,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         raise RunError(f"topology: the compiler can't make {request['topology']}: {error}") from error
     if len(devices) != chips * chip.devices:
         raise RunError(f"topology: the compiler makes {len(devices)} devices of {chips} x {chip.name}")
-    images = request["images"]
-    return measure(lower_step(config, Images(tuple(images["shape"]), images["classes"], images["examples"]), devices))
+    images = configs.from_dict(Images, request["images"])
+    return measure(lower_step(config, images, devices))
 
 
 def in_child(request: dict[str, Any], command: Sequence[str], *, timeout: float) -> dict[str, Any]:
@@ -323,7 +322,7 @@ def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None
         raise InputError(f"plan: {config.data.name} is not read; say what its images are: --input H,W,C --classes N")
     if len(shape) != 3 or min(shape) < 1 or classes < 1:
         raise InputError(f"input: received {shape} and {classes} classes, allowed: H,W,C and N, numbers of 1 and more")
-    return Images(shape, classes, known.examples)
+    return dataclasses.replace(known, shape=shape, classes=classes)
 
 
 def plan(

@@ -26,6 +26,7 @@ from cnnjax.training.state import TrainState, init_state
 from cnnjax.training.step import Batch, Preprocess, Update, train_step
 
 Split = datasets.Arrays | datasets.Photos
+"""The examples of one split, in memory or to be streamed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _splits(data: configs.Data, dataset: datasets.Dataset | datasets.PhotoSet) -
     if validation is not None:
         validation = _limited(validation, data.limit)
     elif data.validation:
-        rest, validation = datasets.split(rest, _amount(data.validation), data.split_seed)
+        rest, validation = datasets.split(rest, amount(data.validation), data.split_seed)
     splits: dict[str, Split] = {"train": rest}
     if validation is not None:
         splits["validation"] = validation
@@ -198,7 +199,7 @@ def _mean_std(data: configs.Data, train: Split) -> tuple[tuple[float, ...], tupl
     return data.mean or mean, data.std or std
 
 
-def _amount(validation: float) -> int | float:
+def amount(validation: float) -> int | float:
     """A configuration's `validation`: below 1 a fraction, else a number of images."""
     if validation >= 1 and validation != int(validation):
         raise InputError(f"data.validation: received {validation}, allowed: a fraction below 1, or a whole number")

@@ -54,15 +54,6 @@ def change(cfg, part, **fields):
     return dataclasses.replace(cfg, **{part: dataclasses.replace(getattr(cfg, part), **fields)})
 
 
-def write_folder(root, splits):
-    for split, examples in splits.items():
-        for name, content, label in examples:
-            path = root / split / synthetic.CLASSES[label] / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    return root
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return tmp_path_factory.mktemp("whole") / "run"
@@ -144,7 +135,7 @@ def test_evaluation_is_exact(cfg, whole, result, made):
 
 def test_held_out_and_limited(cfg, made, tmp_path):
     """A folder without validation images: some are held out, the same as of arrays."""
-    root = write_folder(tmp_path / "set", {"train": made["train"], "test": made["validation"]})
+    root = synthetic.write_folder({"train": made["train"], "test": made["validation"]}, tmp_path / "set")
     folder = config.Data("folder", raw_dir=str(root), crop=24, validation=0.25, limit=24)
     result = train(dataclasses.replace(cfg, data=folder), tmp_path / "run")
     assert load_run(tmp_path / "run").derived.examples == {"train": 18, "validation": 6, "test": 11}
@@ -159,7 +150,7 @@ def test_held_out_and_limited(cfg, made, tmp_path):
 
 def test_a_damaged_photograph_ends_the_run_and_nothing_is_lost(cfg, made, tmp_path):
     """Of a set too large to be verified beforehand."""
-    root = write_folder(tmp_path / "set", made)
+    root = synthetic.write_folder(made, tmp_path / "set")
     folder = dataclasses.replace(cfg, data=config.Data("folder", raw_dir=str(root), crop=24, resize=28))
     whole = train(folder, tmp_path / "whole")
     victim = next(iter(sorted((root / "train").rglob("*.JPEG"))))
@@ -247,7 +238,7 @@ def has_workers(pid):
 )
 def test_a_signal_to_the_whole_group_stops_and_saves(made, tmp_path, number, early):
     """As Slurm's and the terminal's: workers hear it too, even as they start, and go on as long as they are needed."""
-    root = write_folder(tmp_path / "set", made)
+    root = synthetic.write_folder(made, tmp_path / "set")
     options = f"--data.name folder --data.raw-dir {root} --data.size None --data.crop 28 --data.resize 28"
     options += " --data.workers 1 --train.steps 100000 --train.batch-size 16 --run.log-every 1"
     options += f" --workdir {tmp_path / 'run'}"
@@ -304,22 +295,17 @@ def test_evaluate_and_predict_by_command(whole, result, made, tmp_path, capsys):
 def test_another_set_with_the_classes_in_another_order(whole, result, made, tmp_path, capsys):
     """Labels follow the names of the classes."""
     turned = [(name, content, label) for name, content, label in made["validation"] if label in (1, 3)]
-    root = write_folder(tmp_path / "set", {"train": turned, "test": turned})
+    root = synthetic.write_folder({"train": turned, "test": turned}, tmp_path / "set")
     set_named = ("--data.name", "folder", "--data.raw-dir", root)
     found = json.loads(command(capsys, "evaluate", whole, *set_named, "--json"))
     assert found["examples"] == len(turned)
     run = load_run(whole)
-    images = np.stack([data.open_photo(_write(tmp_path, *each), crop=24, resize=28) for each in turned])
+    files = [root / "test" / synthetic.CLASSES[label] / name for name, _, label in turned]
+    images = np.stack([data.open_photo(path, crop=24, resize=28) for path in files])
     losses = metrics.cross_entropy(
         run.model.apply(run.variables, run.preprocess(images), train=False), np.array([each[2] for each in turned])
     )
     assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-
-
-def _write(folder, name, content, _):
-    path = folder / name
-    path.write_bytes(content)
-    return path
 
 
 def test_a_process_alone_decodes_all(prepared):

@@ -86,12 +86,27 @@ def test_the_step_that_a_run_makes():
 DEVICES = jax.devices()
 
 
+def program_of_a_run(config, workdir, dataset=None):
+    """What `train` compiles first, as text; the run goes no further."""
+    seen = []
+
+    def compiling(self, *args, **kwargs):
+        seen.append(self.as_text())
+        raise RunError("seen enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compiling)
+        with pytest.raises(RunError, match="seen enough"):
+            train(config, workdir, dataset=dataset)
+    return seen[0]
+
+
 @pytest.mark.parametrize(
     ("resident_mb", "mesh"),
     [(4096, {}), (0, {}), (0, {"data": 2, "space": 4}), (4096, {"data": 2, "fsdp": 4})],
     ids=["kept", "sent", "sent by height", "kept, parameters divided"],
 )
-def test_the_program_of_a_run_to_the_letter(tmp_path, monkeypatch, resident_mb, mesh):
+def test_the_program_of_a_run_to_the_letter(tmp_path, resident_mb, mesh):
     """What `train` compiles first is what a plan compiles, text for text."""
     made = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
     arrays = data.Arrays(made, np.arange(300, dtype=np.int32) % 10)
@@ -103,21 +118,11 @@ def test_the_program_of_a_run_to_the_letter(tmp_path, monkeypatch, resident_mb, 
         train=Train(batch_size=32, epochs=1, ema=0.9),
         run=Run(mesh=mesh),
     )
-    seen = []
-
-    def compiling(self, *args, **kwargs):
-        seen.append(self.as_text())
-        raise RunError("seen enough")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jax.stages.Lowered, "compile", compiling)
-        with pytest.raises(RunError, match="seen enough"):
-            train(config, tmp_path / "run", dataset=dataset)
     images = dataclasses.replace(MNIST, examples=300)
-    assert plan.lower_step(config, images, DEVICES).as_text() == seen[0]
+    assert plan.lower_step(config, images, DEVICES).as_text() == program_of_a_run(config, tmp_path / "run", dataset)
 
 
-def test_photographs_to_the_letter(tmp_path, monkeypatch, capsys):
+def test_photographs_to_the_letter(tmp_path):
     synthetic.write_imagenet({"train": synthetic.photographs(40, longest=40)}, tmp_path)
     config = Config(
         model=Model("lenet5_modern", {"num_classes": 5}),
@@ -125,18 +130,8 @@ def test_photographs_to_the_letter(tmp_path, monkeypatch, capsys):
         train=Train(batch_size=8, steps=2, epochs=None),
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,) * 3, std=(0.5,) * 3))
-    seen = []
-
-    def compiling(self, *args, **kwargs):
-        seen.append(self.as_text())
-        raise RunError("seen enough")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jax.stages.Lowered, "compile", compiling)
-        with pytest.raises(RunError, match="seen enough"):
-            train(config, tmp_path / "run")
     images = dataclasses.replace(plan.images_of(config, None, 5), examples=40)
-    assert plan.lower_step(config, images, DEVICES).as_text() == seen[0]
+    assert plan.lower_step(config, images, DEVICES).as_text() == program_of_a_run(config, tmp_path / "run")
 
 
 def test_images_held_out_are_not_trained_on():
@@ -244,7 +239,7 @@ def test_a_plan(compiler, capsys):
     assert "2, 1 kB" in said.out
     (request,) = compiler
     assert request["config"]["train"]["dtype"] == "bfloat16"
-    assert request["images"] == {"shape": (28, 28, 1), "classes": 10, "examples": 60_000}
+    assert request["images"] == {"shape": (28, 28, 1), "classes": 10, "examples": 60_000, "validated": False}
 
 
 def test_a_plan_for_chips_of_two_devices(compiler, capsys):

@@ -134,11 +134,9 @@ def test_the_mistake_that_one_finds_ends_all(tmp_path):
 @pytest.mark.parametrize("mesh", ["data=2", "space=2"])
 def test_photographs_are_decoded_where_they_are_needed(tmp_path, mesh):
     """Two processes, each with its part of the batch or of the height, are one process on one device."""
-    for split, seed in (("train", 0), ("validation", 1)):
-        for name, content, label in synthetic.photographs(40, seed=seed, longest=60):
-            path = tmp_path / "set" / split / synthetic.CLASSES[label] / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+    splits = {"train": 0, "validation": 1}
+    made = {split: synthetic.photographs(40, seed=seed, longest=60) for split, seed in splits.items()}
+    synthetic.write_folder(made, tmp_path / "set")
     photographs = f"--data.name folder --data.raw-dir {tmp_path / 'set'} --data.crop 28 --data.size None --data.flip"
     options = (*SHORT, *photographs.split(), "--train.batch-size", "16")
     finish(start(1, tmp_path / "one", *options))
