@@ -67,7 +67,7 @@ def conv_general_dilated(
     )
     result = np.dtype(lhs.dtype if preferred_element_type is None else preferred_element_type)
     wide = _wide(lhs.dtype)
-    lhs_axes, rhs_axes, out_axes = _axes(dimension_numbers, lhs.ndim)
+    lhs_axes, rhs_axes, out_axes = axes_of(dimension_numbers, lhs.ndim)
     x = lhs.astype(wide).transpose(lhs_axes)  # [n, c, *space]
     w = rhs.astype(wide).transpose(rhs_axes)  # [f, c, *tap]
     ones = [1] * (lhs.ndim - 2)
@@ -95,6 +95,53 @@ def _correlate(x: np.ndarray, w: np.ndarray, strides: Sequence[int], dilations: 
         window = x[:, :, *_window(p, strides, extent, dilations)]  # [n, c, *tap]
         y[:, :, *p] = np.tensordot(window, w, axes=(everything, everything))
     return y
+
+
+def conv_gradients(x: np.ndarray, w: np.ndarray, c: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of <y, c> in x and w: the loop over output positions p, run backwards.
+
+    Where y[n, f, p] takes x[n, c, p s + k d] w[f, c, k], they take c[n, f, p] w[f, c, k] and c[n, f, p] x[n, c, ...].
+
+    Args:
+      x, w: operands, float64.
+      c: of the shape of the output.
+      options: of `lax.conv_general_dilated`, all of them but the last three.
+
+    Returns:
+      Two arrays of the shapes of x and w.
+    """
+    lhs_axes, rhs_axes, out_axes = axes_of(options["dimension_numbers"], x.ndim)
+    x, w, c = (
+        x.transpose(lhs_axes),
+        w.transpose(rhs_axes),
+        c.transpose(out_axes),
+    )  # [n, c, ...], [f, c, ...], [n, f, ...]
+    strides, dilation = options["window_strides"], options["rhs_dilation"]
+    extent = [(taps - 1) * d + 1 for taps, d in zip(w.shape[2:], dilation, strict=True)]
+
+    def prepared(x):
+        x = _dilate(x, options["lhs_dilation"])
+        return _pad_or_crop(x, _pairs(options["padding"], x.shape[2:], extent, strides), 0, first=2)
+
+    source = prepared(1 + np.arange(math.prod(x.shape)).reshape(x.shape))  # where each number came from; 0 for a zero
+    padded = prepared(x)
+    to_padded, to_w = np.zeros_like(padded), np.zeros_like(w)
+    groups = max(options["feature_group_count"], options["batch_group_count"])
+    axis = 1 if options["feature_group_count"] > 1 else 0
+    for x_g, dx_g, w_g, dw_g, c_g in zip(  # views
+        *(np.split(a, groups, axis) for a in (padded, to_padded)),
+        *(np.split(a, groups, 0) for a in (w, to_w)),
+        np.split(c, groups, 1),
+        strict=True,
+    ):
+        for p in np.ndindex(c.shape[2:]):
+            window = (slice(None), slice(None), *_window(p, strides, extent, dilation))
+            c_p = c_g[:, :, *p]  # [n, f]
+            dx_g[window] += np.tensordot(c_p, w_g, (1, 0))
+            dw_g += np.tensordot(c_p, x_g[window], (0, 0))
+    dx = np.zeros(x.size)
+    dx[source[source > 0] - 1] = to_padded[source > 0]
+    return dx.reshape(x.shape).transpose(np.argsort(lhs_axes)), to_w.transpose(np.argsort(rhs_axes))
 
 
 def max_pool(
@@ -183,7 +230,7 @@ def _space_back(y: np.ndarray, n: int) -> np.ndarray:
     return np.moveaxis(y, range(n), range(-n - 1, -1))
 
 
-def _axes(dimension_numbers: Any, rank: int) -> list[tuple[int, ...]]:
+def axes_of(dimension_numbers: Any, rank: int) -> list[tuple[int, ...]]:
     """Where (n, c, *space) are in the input, (f, c, *tap) in the kernel and (n, f, *space) in the output."""
     if dimension_numbers is None:
         return [tuple(range(rank))] * 3

@@ -16,7 +16,6 @@ import pathlib
 import random
 import sys
 import time
-import unittest.mock
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnnjax.ops import CONV_IMPLEMENTATIONS, auto, conv_implementation, fft, reference, winograd
-from cnnjax.ops.conv_spec import conv_spec
+from cnnjax.doctor.exact import QUANTITIES, Exact, bound, oracle, unit_roundoff
+from cnnjax.ops import CONV_IMPLEMENTATIONS, conv_implementation, reference
 
 # --- The covering array -----------------------------------------------------------------------------------------------
 
@@ -157,198 +156,6 @@ def shapes_and_options(case: Case) -> tuple[list[int], list[int], dict[str, Any]
     return lhs_shape, rhs_shape, options
 
 
-# --- The oracle -------------------------------------------------------------------------------------------------------
-
-QUANTITIES = ("value", "input gradient", "kernel gradient", "jvp", "second in input", "second in kernel")
-"""y(x, w); the gradients of <y, c>; the derivative of y along (tx, tw); and those of the two gradients."""
-
-
-class Exact(NamedTuple):
-    """What one of `QUANTITIES` is, and what its rounding error goes by.
-
-    Attributes:
-      exact: the number itself, for every element.
-      scale: the sum of the absolute values of the products in it.
-      largest: the largest number on one side times the largest sum on the other: max|x| S, no less than any `scale`.
-      terms: how many products are in an element, at most.
-    """
-
-    exact: np.ndarray
-    scale: np.ndarray
-    largest: float
-    terms: int
-
-
-def oracle_gradients(x: np.ndarray, w: np.ndarray, c: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of <y, c> in x and w: the loop of `cnnjax.ops.reference` over output positions p, run backwards.
-
-    Where y[n, f, p] takes x[n, c, p s + k d] w[f, c, k], they take c[n, f, p] w[f, c, k] and c[n, f, p] x[n, c, ...].
-
-    Args:
-      x, w: operands, float64.
-      c: of the shape of the output.
-      options: of `lax.conv_general_dilated`, all of them but the last three.
-
-    Returns:
-      Two arrays of the shapes of x and w.
-    """
-    lhs_axes, rhs_axes, out_axes = reference._axes(options["dimension_numbers"], x.ndim)
-    x, w, c = (
-        x.transpose(lhs_axes),
-        w.transpose(rhs_axes),
-        c.transpose(out_axes),
-    )  # [n, c, ...], [f, c, ...], [n, f, ...]
-    strides, dilation = options["window_strides"], options["rhs_dilation"]
-    extent = [(taps - 1) * d + 1 for taps, d in zip(w.shape[2:], dilation, strict=True)]
-
-    def prepared(x):
-        x = reference._dilate(x, options["lhs_dilation"])
-        return reference._pad_or_crop(x, reference._pairs(options["padding"], x.shape[2:], extent, strides), 0, first=2)
-
-    source = prepared(1 + np.arange(math.prod(x.shape)).reshape(x.shape))  # where each number came from; 0 for a zero
-    padded = prepared(x)
-    to_padded, to_w = np.zeros_like(padded), np.zeros_like(w)
-    groups = max(options["feature_group_count"], options["batch_group_count"])
-    axis = 1 if options["feature_group_count"] > 1 else 0
-    for x_g, dx_g, w_g, dw_g, c_g in zip(  # views
-        *(np.split(a, groups, axis) for a in (padded, to_padded)),
-        *(np.split(a, groups, 0) for a in (w, to_w)),
-        np.split(c, groups, 1),
-        strict=True,
-    ):
-        for p in np.ndindex(c.shape[2:]):
-            window = (slice(None), slice(None), *reference._window(p, strides, extent, dilation))
-            c_p = c_g[:, :, *p]  # [n, f]
-            dx_g[window] += np.tensordot(c_p, w_g, (1, 0))
-            dw_g += np.tensordot(c_p, x_g[window], (0, 0))
-    dx = np.zeros(x.size)
-    dx[source[source > 0] - 1] = to_padded[source > 0]
-    return dx.reshape(x.shape).transpose(np.argsort(lhs_axes)), to_w.transpose(np.argsort(rhs_axes))
-
-
-def oracle(x, w, c, tx, tw, **options) -> list[Exact]:
-    """`QUANTITIES` in float64: of operands x and w, output weights c and tangents tx and tw of the operands."""
-    y = functools.partial(reference.conv_general_dilated, **options)
-    gradients = functools.partial(oracle_gradients, **options)
-    ax, aw, ac, atx, atw = map(np.abs, (x, w, c, tx, tw))
-    _, rhs_axes, out_axes = reference._axes(options["dimension_numbers"], x.ndim)
-    groups = options["feature_group_count"] * options["batch_group_count"]
-    out = c.transpose(out_axes)  # [n, f, *space]
-    features, channels, *taps = w.transpose(rhs_axes).shape
-    of_y, of_gx, of_gw = math.prod(taps) * channels, math.prod(taps) * features // groups, out.size // max(1, features)
-
-    def by_group(w):
-        return w.transpose(rhs_axes).reshape(groups, features // groups, channels, -1)
-
-    def largest(x):
-        return x.max(initial=0)
-
-    def by_feature(w):
-        return largest(by_group(w).sum((2, 3)))
-
-    def by_channel(w):
-        return largest(by_group(w).sum((1, 3)))
-
-    weight = largest(np.abs(out).sum(axis=tuple({*range(out.ndim)} - {1})))
-    (gx, gw), (agx, agw) = gradients(x, w, c), gradients(ax, aw, ac)
-    (sx, sw), (asx, asw) = gradients(tx, tw, c), gradients(atx, atw, ac)
-    along, scale = y(tx, w) + y(x, tw), y(atx, aw) + y(ax, atw)
-    return [
-        Exact(y(x, w), y(ax, aw), largest(ax) * by_feature(aw), of_y),
-        Exact(gx, agx, largest(ac) * by_channel(aw), of_gx),
-        Exact(gw, agw, largest(ax) * weight, of_gw),
-        Exact(along, scale, largest(atx) * by_feature(aw) + largest(ax) * by_feature(atw), 2 * of_y),
-        Exact(sx, asx, largest(ac) * by_channel(atw), of_gx),
-        Exact(sw, asw, largest(atx) * weight, of_gw),
-    ]
-
-
-# --- The bounds -------------------------------------------------------------------------------------------------------
-
-
-def unit_roundoff(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps) / 2
-
-
-def gamma(terms: float, u: float) -> float:
-    return terms * u / (1 - terms * u)
-
-
-def bound(name: str, quantity: str, it: Exact, dtype: str, lhs: Any, rhs: Any, options: dict[str, Any]) -> np.ndarray:
-    """How far from `it.exact` each element may be; see `DOCUMENT`.
-
-    Args:
-      name: of the implementation.
-      quantity: one of `QUANTITIES`.
-      it: what the oracle says.
-      dtype: of the operands and the result.
-      lhs, rhs: the operands, or anything with their shapes and dtypes.
-      options: of `lax.conv_general_dilated`.
-    """
-    u = unit_roundoff(jnp.promote_types(dtype, jnp.float32))  # of what is computed in
-    spec = conv_spec(lhs, rhs, **options)
-    taps = [rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:]]
-    direct = gamma(it.terms, u) * it.scale
-    if name == "winograd":
-        error = error_by_winograd(quantity, it, u, tuple(taps))
-    elif name == "auto":
-        tiled = tiled_by_auto(lhs.shape, rhs.shape, dtype, **options)
-        error = functools.reduce(np.maximum, (error_by_winograd(quantity, it, u, t) for t in tiled), direct)
-    elif name == "fft":
-        tile, overlap = fft_tiles(lhs, rhs, taps, spec)
-        factor = fft.error_factor(it.terms, tile) * (overlap if "input" in quantity else 1)
-        error = factor * u * it.largest
-    else:
-        error = direct
-    # To half precision at the end; and a jvp may be a sum of two results.
-    roundings = 0 if u == unit_roundoff(dtype) else 2 if quantity == "jvp" else 1
-    rounded = (1 + unit_roundoff(dtype)) ** roundings - 1
-    by_oracle = gamma(it.terms, unit_roundoff("float64")) * it.scale
-    return error + rounded * (it.scale + error) + by_oracle
-
-
-def error_by_winograd(quantity: str, it: Exact, u: float, taps: tuple[int, ...]) -> float:
-    """How far from `it.exact` Winograd's algorithm may be with a kernel of these taps."""
-    terms = (it.terms + len(taps)) * math.prod(taps) if "kernel" in quantity else it.terms
-    return winograd.error_factor(terms, taps) * u * it.largest
-
-
-@functools.lru_cache(maxsize=1)
-def tiled_by_auto(lhs: tuple[int, ...], rhs: tuple[int, ...], dtype: str, **options) -> set[tuple[int, ...]]:
-    """The taps of the kernels for which `auto` takes Winograd's algorithm, for the value or for a gradient."""
-    taps = set()
-
-    def recorded(x, w, g, by_winograd=auto.by_winograd):
-        taps.add(g.taps)
-        return by_winograd(x, w, g)
-
-    def value_and_gradients(x, w):
-        y, pull = jax.vjp(functools.partial(conv_implementation("auto"), **options), x, w)
-        return y, pull(y)
-
-    with jax.enable_x64(dtype == "float64"), unittest.mock.patch.object(auto, "by_winograd", recorded):
-        jax.eval_shape(value_and_gradients, *(jax.ShapeDtypeStruct(shape, dtype) for shape in (lhs, rhs)))
-    return taps
-
-
-def fft_tiles(lhs: Any, rhs: Any, taps: Sequence[int], spec: Any) -> tuple[tuple[int, ...], int]:
-    """The tile that `fft` takes, and how many of them an input element is in."""
-    extent = [(k - 1) * d + 1 for k, d in zip(taps, spec.rhs_dilation, strict=True)]
-    spans = tuple(-(-e // s) for e, s in zip(extent, spec.window_strides, strict=True))
-    phases = math.prod(map(min, extent, spec.window_strides))
-    batch = lhs.shape[spec.dimension_numbers.lhs_spec[0]] // spec.batch_group_count
-    features, channels = (rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[:2])
-    features //= spec.feature_group_count * spec.batch_group_count
-    if 0 in spec.output_space:
-        return spans, 1
-    tile = fft.choose_tile(spec.output_space, spans, batch, channels * phases, features)
-    overlap = [
-        min(-(-size // (size - span + 1)), -(-outputs // (size - span + 1)))
-        for size, span, outputs in zip(tile, spans, spec.output_space, strict=True)
-    ]
-    return tile, math.prod(overlap)
-
-
 # --- The comparison ---------------------------------------------------------------------------------------------------
 
 
@@ -402,7 +209,8 @@ def compare(
 
     x, w, tx, tw = (operand(shape) for shape in (lhs, rhs, lhs, rhs))
     c = operand(reference.conv_general_dilated(x, w, **options).shape)
-    exact = oracle(*(a.astype(np.float64) for a in (x, w, c, tx, tw)), **options)
+    x64, w64, c64, *tangents = (a.astype(np.float64) for a in (x, w, c, tx, tw))
+    exact = oracle(x64, w64, c64, tuple(tangents), **options)
     with jax.enable_x64(dtype == "float64"):
         run = jax.jit(
             lambda *operands: {
@@ -535,7 +343,8 @@ def document(array: Sequence[Case], sets: int, results: Sequence[Result]) -> tup
         for name in able(case):
             cases[name, case["dtype"]] = cases.get((name, case["dtype"]), 0) + 1
         y = reference.conv_general_dilated(np.zeros(lhs), np.zeros(rhs), **options)
-        terms = max(terms, *(it.terms for it in oracle(*map(np.zeros, (lhs, rhs, y.shape, lhs, rhs)), **options)))
+        x, w, c = map(np.zeros, (lhs, rhs, y.shape))
+        terms = max(terms, *(it.terms for it in oracle(x, w, c, (x, w), **options)))
     rows = table(results, cases)
     rounds = {name: ", ".join(f"{value}" for value in values) for name, values in OPTIONS.items()}
     text = DOCUMENT.format(
