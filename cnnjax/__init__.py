@@ -8,10 +8,18 @@ cnnjax.load      a run's network and parameters
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from cnnjax import releases
 
 __version__ = "0.1.0"
 __all__ = ["analysis", "data", "load", "models", "ops", "training"]
+
+# Before a backend exists, whichever part is used first.
+if (_line := releases.set_flags(os.environ, releases.installed(), releases.backend_exists())) is not None:
+    print(f"cnnjax: warning: {_line}", file=sys.stderr)
 
 if TYPE_CHECKING:
     from cnnjax import analysis, data, models, ops, training

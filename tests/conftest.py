@@ -21,6 +21,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+import cnnjax  # noqa: E402, F401 - sets what the installed jaxlib needs, before a backend exists
+
 DATA = pathlib.Path(os.environ.get("CNNJAX_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "studies": {"ops", "models", "data", "analysis", "training"},
     "cli": {"ops", "models", "data", "analysis", "training", "studies"},
     "memory": set(),
+    "releases": set(),
     "__main__": {"memory", "cli"},
 }
 
