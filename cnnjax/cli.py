@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
+from cnnjax.terminal import Column, say, table, width_of
 from cnnjax.training.config import FIELDS, Config, eval_resize
 from cnnjax.training.launch import docstring, exit_status, parse
 
@@ -191,7 +192,7 @@ def _evaluate(argv: list[str]) -> None:
     if chosen.json:
         print(json.dumps(values))
         return
-    print(f"{chosen.run} at step {run.step:,} on {values['examples']:,} {chosen.split} images of {config.data.name}")
+    say(f"{chosen.run} at step {run.step:,} on {values['examples']:,} {chosen.split} images of {config.data.name}")
     for name in ("accuracy", "top5"):
         if name in values:
             print(f"  {name:9} {values[name]:.2%}")
@@ -267,7 +268,9 @@ def _predict(argv: list[str]) -> None:
         if chosen.json:
             print(json.dumps({"image": str(path), "top": [{"class": name, "probability": p} for name, p in found]}))
         else:
-            print(f"{path}\n" + "\n".join(f"  {p:7.2%}  {name}" for name, p in found))
+            say(str(path))
+            for name, p in found:
+                say(f"  {p:7.2%}  {name}")
 
 
 # ---- models and data -----------------------------------------------------------------------------------------------
@@ -275,6 +278,8 @@ def _predict(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Models:
+    name: tyro.conf.Positional[str | None] = None
+    """Part of a name: only the networks whose names contain it."""
     json: bool = False
     """Print JSON."""
 
@@ -288,33 +293,52 @@ def _models(argv: list[str]) -> None:
     )
     from cnnjax import models
 
-    rows: list[dict[str, Any]] = [models.describe(name) for name in models.names()]
+    found = [name for name in models.names() if chosen.name is None or chosen.name.lower() in name.lower()]
+    if not found:
+        raise unknown("network", chosen.name, models.names())
+    rows: list[dict[str, Any]] = [models.describe(name) for name in found]
     if chosen.json:
         print(json.dumps(rows))
         return
-    from rich.table import Table
+    columns = [
+        Column("name"),
+        Column("parameters", right=True),
+        Column("mult-adds", right=True),
+        Column("input", right=True, rank=1),
+        Column("classes", right=True, rank=2),
+        Column("what it is", shrink="wrap", least=28),
+        Column("published with", shrink="wrap", least=24, rank=3),
+    ]
+    _print_table(
+        columns,
+        [
+            (
+                row["name"],
+                f"{row['parameters']:,}",
+                _short(row["multiply_adds"]),
+                _size(row["input"]),
+                str(row["classes"]),
+                row["summary"] + _in_brackets(row["authors"], row["year"]),
+                row["published"],
+            )
+            for row in rows
+        ],
+    )
 
-    table = Table()
-    for name in ("name", "parameters", "multiply-adds", "input", "classes"):
-        table.add_column(name, justify="left" if name == "name" else "right", no_wrap=True)
-    table.add_column("what it is")
-    table.add_column("published with")
-    for row in rows:
-        source = ", ".join(str(row[key]) for key in ("authors", "year") if row[key])
-        table.add_row(
-            row["name"],
-            f"{row['parameters']:,}",
-            _short(row["multiply_adds"]),
-            "×".join(map(str, row["input"])),
-            str(row["classes"]),
-            f"{row['summary']} ({source})" if source else row["summary"],
-            row["published"],
-        )
-    _print_table(table)
+
+def _in_brackets(*parts: object) -> str:
+    """(He et al., 2015) of those that there are, or nothing."""
+    there = [str(part) for part in parts if part]
+    return f" ({', '.join(there)})" if there else ""
+
+
+def _size(numbers: Sequence[int]) -> str:
+    """(224, 224, 3) as 224×224×3."""
+    return "×".join(map(str, numbers))
 
 
 def _short(number: int | None) -> str:
-    """1,814,073,344 as 1.81 G."""
+    """1,814,073,344 as 1.81 G; nothing for None."""
     if number is None:
         return ""
     for unit, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
@@ -395,45 +419,50 @@ def _image_size(words: str) -> tuple[int, ...]:
 
 
 def _print_summary(found: Any) -> None:
-    from rich import box
-    from rich.table import Table
-
-    size = lambda numbers: "×".join(map(str, numbers))
-    seen = lambda it: "" if not it or not it.receptive_field else "all" if it.whole else size(it.receptive_field)
-    table = Table(title=f"{found.model}, image {size(found.input)}", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("layer", "kind", "output", "window", "parameters", "multiply-adds", "sees", "memory", "by"):
-        words = name in ("layer", "kind", "by")
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    seen = lambda it: "" if not it or not it.receptive_field else "all" if it.whole else _size(it.receptive_field)
+    say(f"{found.model}, image {_size(found.input)}")
+    narrow = (width_of(sys.stdout) or 1000) < 100
+    products = (lambda number: _short(number) if number else "") if narrow else lambda n: f"{n:,}" if n else ""
+    columns = [
+        Column("layer", shrink="cut", least=19),
+        Column("kind", shrink="wrap", least=9),
+        Column("output", right=True),
+        Column("window", right=True, shrink="wrap", least=6),
+        Column("parameters", right=True),
+        Column("mult-adds" if narrow else "multiply-adds", right=True, rank=1),
+        Column("sees", right=True, rank=2),
+        Column("memory", right=True, rank=3),
+        Column("by", rank=4),
+    ]
+    rows: list[tuple[str, ...] | None] = []
     for layer in found.layers:
-        window = size(layer.window)
+        window = _size(layer.window)
         if layer.window and max(layer.strides) > 1:
-            window += f" /{layer.strides[0]}" if len(set(layer.strides)) == 1 else f" /{size(layer.strides)}"
+            window += f" /{layer.strides[0]}" if len(set(layer.strides)) == 1 else f" /{_size(layer.strides)}"
         if layer.window and layer.dilation and max(layer.dilation) > 1:
-            window += f" dilated {size(sorted(set(layer.dilation)))}"
+            window += f" dilated {_size(sorted(set(layer.dilation)))}"
         if layer.groups > 1:
             window += f" in {layer.groups}"
-        table.add_row(
-            layer.name,
-            layer.kind,
-            size(layer.output),
-            window,
-            f"{layer.parameters:,}" if layer.parameters else "",
-            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
-            seen(layer),
-            _bytes(layer.memory),
-            layer.implementation,
+        rows.append(
+            (
+                layer.name,
+                layer.kind,
+                _size(layer.output),
+                window,
+                f"{layer.parameters:,}" if layer.parameters else "",
+                products(layer.multiply_adds),
+                seen(layer),
+                _bytes(layer.memory),
+                layer.implementation,
+            )
         )
-    table.add_section()
-    totals = (f"{found.parameters:,}", f"{found.multiply_adds:,}", seen(found.local), _bytes(found.memory))
-    table.add_row("total", "", "", "", *totals, "")
-    _print_table(table)
+    totals = (f"{found.parameters:,}", products(found.multiply_adds), seen(found.local), _bytes(found.memory))
+    _print_table(columns, [*rows, None, ("total", "", "", "", *totals, "")])
 
 
-def _print_table(table: Any) -> None:
-    """A table as wide as the terminal; in a file or a pipe, as wide as it needs."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str] | None]) -> None:
+    """A table that fits the terminal; in a file or a pipe, as wide as it needs."""
+    print(table(columns, rows, width_of(sys.stdout)))
 
 
 def _bytes(number: int) -> str:
@@ -487,20 +516,20 @@ def _data(argv: list[str]) -> None:
     data.check(dataset)
     mean, std = data.channel_mean_std(dataset.train.image)
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    print(dataset.name)
+    say(dataset.name)
     for split, arrays in splits.items():
         if arrays is not None:
             print(f"  {split:10} {len(arrays):,} images of {'×'.join(map(str, arrays.image.shape[1:]))}")
     print(f"  mean       {', '.join(f'{value:.4f}' for value in mean)}   (pixels in [0, 1])")
     print(f"  std        {', '.join(f'{value:.4f}' for value in std)}")
-    print(f"  classes    {', '.join(dataset.classes)}")
+    say(f"  classes    {', '.join(dataset.classes)}")
     for name, value in dataset.provenance.items():
-        print(f"  {name}: {value}")
+        say(f"  {name}: {value}")
     if chosen.picture is not None:
         from cnnjax.analysis import pictures
 
         pictures.examples(dataset.train.image, dataset.train.label, dataset.classes, chosen.picture)
-        print(f"  picture    {chosen.picture}")
+        say(f"  picture    {chosen.picture}")
 
 
 def _made_up(chosen: _Data, count: int) -> None:
@@ -641,8 +670,6 @@ def _plan_child() -> None:
 
 
 def _print_plans(plans: list[_OnePlan]) -> None:
-    from rich.table import Table
-
     def number(value: float, unit: str = "") -> str:
         for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if value >= size:
@@ -651,14 +678,11 @@ def _print_plans(plans: list[_OnePlan]) -> None:
 
     found = plans[0].found
     devices = f", {found['devices']} devices" if found["devices"] != found["chips"] else ""
-    print(f"{plans[0].chosen.experiment} on {found['topology']}: {found['chips']} x {found['chip']}{devices}")
-    table = Table()
-    table.add_column("")
-    for one in plans:
-        table.add_column(one.title, justify="right")
+    say(f"{plans[0].chosen.experiment} on {found['topology']}: {found['chips']} x {found['chip']}{devices}")
+    rows: list[list[str] | None] = []
 
     def row(name: str, text: Any) -> None:
-        table.add_row(name, *(text(one.found) for one in plans))
+        rows.append([name, *(text(one.found) for one in plans)])
 
     def said(kind: str, found: dict[str, Any]) -> str:
         one = found.get("collectives", {}).get(kind)
@@ -668,7 +692,7 @@ def _print_plans(plans: list[_OnePlan]) -> None:
     row("mesh", lambda found: " ".join(f"{name}={size}" for name, size in found["mesh"].items()))
     row("batch", lambda found: f"{found['batch_size']:,}")
     row("of a chip", lambda found: f"{found['batch_size'] / found['chips']:,.6g}")
-    table.add_section()
+    rows.append(None)
     row("peak memory", fitting(lambda found: number(found["memory"], "B")))
     row("of the device's", lambda found: f"{found['memory'] / found['memory_limit']:.0%}" if "memory" in found else "")
     row("fits", lambda found: "yes" if found["fits"] else "no")
@@ -677,18 +701,17 @@ def _print_plans(plans: list[_OnePlan]) -> None:
     for kind in sorted({kind for one in plans for kind in one.found.get("collectives", {})}):
         row(kind, functools.partial(said, kind))
     row("compiled in", fitting(lambda found: f"{found['compile_seconds']:.0f} s"))
-    table.add_section()
+    rows.append(None)
     row("roofline, a step", fitting(lambda found: f"{found['step_seconds'] * 1e3:.3g} ms"))
     row("bound by", fitting(lambda found: found["bound_by"]))
     row("examples/s then", fitting(lambda found: f"{found['examples_per_second']:,.0f}"))
     row("MFU then", fitting(lambda found: f"{found['mfu']:.1%}"))
-    _print_table(table)
-    print(
-        "Memory, operations, bytes, collectives: the compiler's count, of a device and step. The rest is the roofline."
-    )
+    columns = [Column(""), *(Column(one.title, right=True, shrink="wrap", least=12) for one in plans)]
+    _print_table(columns, rows)
+    say("Memory, operations, bytes, collectives: the compiler's count, of a device and step. The rest is the roofline.")
     for one in plans:
         if one.found.get("reason"):
-            print(f"{one.title}: {one.found['reason'][:300]}")
+            say(f"{one.title}: {one.found['reason'][:300]}")
 
 
 COMMANDS = {

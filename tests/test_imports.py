@@ -15,12 +15,13 @@ MAY_IMPORT = {
     "ops": set(),
     "models": {"ops"},
     "data": {"ops"},
-    "analysis": {"ops", "models", "data"},
-    "training": {"ops", "models", "data", "analysis"},
-    "studies": {"ops", "models", "data", "analysis", "training"},
-    "cli": {"ops", "models", "data", "analysis", "training", "studies"},
+    "analysis": {"ops", "models", "data", "terminal"},
+    "training": {"ops", "models", "data", "analysis", "terminal"},
+    "studies": {"ops", "models", "data", "analysis", "training", "terminal"},
+    "cli": {"ops", "models", "data", "analysis", "training", "studies", "terminal"},
     "memory": set(),
     "releases": set(),
+    "terminal": set(),
     "__main__": {"memory", "cli"},
 }
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from cnnjax.ops.errors import InputError
+from cnnjax.terminal import one_line, say
 from cnnjax.training import config as configs
 from cnnjax.training import processes
 from cnnjax.training.config import Config
@@ -199,4 +200,4 @@ def exit_status() -> Generator[_Status]:
                 status.value, text = 2, str(error)
             case _:
                 status.value, text = 1, str(error)
-        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+        say(f"error: {one_line(text)}", sys.stderr)

@@ -28,7 +28,7 @@ from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import Interrupted, RunError
 from cnnjax.training.feed import evaluate_split, is_resident, make_feed
-from cnnjax.training.optimizer import make_optimizer
+from cnnjax.training.optimizer import make_optimizer, schedule
 from cnnjax.training.report import Report
 from cnnjax.training.setup import (
     Derived,
@@ -44,7 +44,7 @@ from cnnjax.training.state import TrainState, fingerprint
 from cnnjax.training.step import Preprocess
 
 _SHOWN = 10_000
-"""Test images that `predictions.png` is chosen from, at the most."""
+"""Images that `predictions.png` is chosen from, at the most."""
 
 
 def train(
@@ -192,6 +192,9 @@ def train(
             batch_size=config.run.eval_batch_size,
         )
 
+        shown = "test" if "test" in feeds else "validation"  # in `predictions.png`
+        outputs: np.ndarray | None = None
+
         # ---- train ---------------------------------------------------------------------------------------------
         steps, size = derived.steps, config.train.batch_size
         examples = len(splits["train"])
@@ -265,7 +268,9 @@ def train(
                 progress.window = {}
             score, better = None, False
             if at_evaluation and "validation" in feeds:
-                values = measured(step, "validation", evaluate(state.evaluated, feeds["validation"])[0])
+                kept = step == steps and shown == "validation"
+                sums, outputs = evaluate(state.evaluated, feeds["validation"], keep_outputs=kept)
+                values = measured(step, "validation", sums)
                 # Of equal accuracies the lower loss is the better: small validation sets have many.
                 score = [values["accuracy"], -values["loss"]] if "accuracy" in values else [-values["loss"]]
                 better = progress.best_score is None or score > progress.best_score
@@ -295,7 +300,6 @@ def train(
             "steps": steps,
             "parameters": parameters,
         }
-        outputs = None
         if "test" in feeds:
             sums, outputs = evaluate(state.evaluated, feeds["test"], keep_outputs=True)
             measured(steps, "test", sums)
@@ -327,11 +331,24 @@ def train(
                 "history": rundir.read_config(workdir)["history"],
             }
             assert rows is not None
-            pictures.curves(rows.rows, workdir / "curves.png", title=f"{experiment}, seed {config.train.seed}")
+            rate = schedule(config.optimizer, steps)
+            pictures.curves(
+                rows.rows,
+                workdir / "curves.png",
+                title=f"{experiment}, seed {config.train.seed}",
+                steps_per_epoch=examples / size,
+                learning_rate=lambda step: float(np.asarray(rate(step))),
+            )
             if outputs is not None and derived.classes:
-                test = feeds["test"].pictures(_SHOWN)
-                shown = outputs[: len(test)]
-                pictures.predictions(test.image, test.label, shown, derived.classes, workdir / "predictions.png")
+                some = feeds[shown].pictures(_SHOWN)
+                pictures.predictions(
+                    some.image,
+                    some.label,
+                    outputs[: len(some)],
+                    derived.classes,
+                    workdir / "predictions.png",
+                    split=shown,
+                )
             rundir.write_json(workdir / "result.json", result)
             return result
 

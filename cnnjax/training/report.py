@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+
+from cnnjax.terminal import one_line, printable, say, width_of, wrap
 
 _SHOWN = (  # name in the result, what a person reads, how it is written
     ("test_accuracy", "test accuracy", "{:.2%}"),
@@ -40,7 +41,7 @@ class Report:
     """Prints to a terminal as a bar that moves, and to a file or a pipe as plain lines."""
 
     def __init__(self, *, quiet: bool = False):
-        self.console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._values = "starting"
         self._shown_at = 0.0
@@ -48,11 +49,11 @@ class Report:
 
     def note(self, text: str) -> None:
         """A line of information."""
-        self.console.print(text, markup=False)
+        self.console.print(wrap(printable(text), width_of(self.console.file), "  "), markup=False)
 
     def warn(self, text: str) -> None:
         """A line that should not be missed; goes to standard error."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        say(f"warning: {one_line(text)}", sys.stderr)
 
     def start(self, step: int, total: int, steps_per_epoch: float) -> None:
         """Shows the bar, at `step` of `total`."""
@@ -97,17 +98,10 @@ class Report:
 
     def result(self, result: dict[str, Any], workdir: Any) -> None:
         """The final table, and where the pictures are."""
-        table = Table(
-            title=f"{result['experiment']}: {result['model']} on {result['data']}",
-            title_justify="left",
-            show_header=False,
-        )
-        table.add_column("")
-        table.add_column("", justify="right")
+        self.note(f"{result['experiment']}: {result['model']} on {result['data']}")
         for name, label, form in _SHOWN:
             if result.get(name) is not None:
-                table.add_row(label, form.format(result[name]))
-        self.console.print(table)
+                self.note(f"  {label:24}  {form.format(result[name]):>17}")
         self.note(f"run       {workdir}")
         for picture in ("curves.png", "predictions.png"):
             if (workdir / picture).exists():
