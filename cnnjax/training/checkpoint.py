@@ -8,7 +8,7 @@ its manifest, or that disagrees with it, is not good.
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
+import fcntl
 import json
 import logging
 import os
@@ -16,15 +16,30 @@ import pathlib
 import re
 import shutil
 import sys
+import time
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from cnnjax.training import processes
+from cnnjax.ops.errors import InputError
+from cnnjax.training import config as configs
+from cnnjax.training import files, processes
 from cnnjax.training.errors import RunError
+
+_STEP = "(0|[1-9][0-9]{0,17})"
+_FOLDER = re.compile(_STEP)
+_MANIFEST = re.compile(rf"{_STEP}\.json")
+_DELETING = re.compile(rf"{_STEP}\.deleting")
+_LEFT_BY_KILLS = re.compile(rf"{_STEP}(\.json\.tmp|\.orbax-checkpoint-tmp(-[0-9]+)?)")
+"""The names in a folder of checkpoints, of which anything else is left alone."""
+_MERGED = re.compile(r"[^/]+/manifest\.ocdbt")
+"""What Orbax writes into a checkpoint last, once the arrays of all processes are found by one name."""
+_NOT_LITERAL = re.compile(r"[*?\[\]\\\x00-\x1f\x7f\ud800-\udfff]|:/")
+"""What a path may not hold for Orbax, which finds files by patterns, and for TensorStore, which turns backslashes."""
 
 # Orbax's threads print a traceback each for what `_failed` says in a line.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run()" not in record.getMessage())
@@ -52,6 +67,57 @@ def _hush_failed_saves() -> None:
     warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
 
 
+class _SteadyTime(types.ModuleType):
+    """The module `time` but for `time()`, which goes on evenly from now, whatever becomes of the machine's clock."""
+
+    def __init__(self):
+        super().__init__("time")
+        self.__dict__.update(vars(time))
+        offset = time.time() - time.monotonic()
+        self.time = lambda: time.monotonic() + offset
+
+
+def _steady_timeouts() -> None:
+    """Orbax measures its timeouts by the machine's clock: set forth during a save, that would end it as too late."""
+    steady = _SteadyTime()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("orbax.checkpoint.") and getattr(module, "time", None) is time:
+            module.time = steady  # ty: ignore[missing-attribute]
+
+
+_steady_timeouts()
+
+
+def check_path(directory: pathlib.Path) -> None:
+    """Refuses a folder whose path Orbax would misread where there is no other way to name it.
+
+    Raises:
+      InputError: the path holds a character that stands for others in a pattern, and there is no /proc.
+    """
+    found = _NOT_LITERAL.search(str(directory.absolute()))
+    if found and not os.path.isdir("/proc/self/fd"):
+        raise InputError(f"workdir: {directory} holds {found[0]!r}, allowed: a path without *, ?, [, ] and backslashes")
+
+
+@contextlib.contextmanager
+def _literally(directory: pathlib.Path) -> Generator[str]:
+    """A path of a folder that Orbax takes as it stands: the folder's own, or that of a descriptor it is opened by."""
+    path = str(directory.absolute())
+    if not _NOT_LITERAL.search(path):
+        yield path
+        return
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Of a high number, which is free in every process of a run: they must name the folder alike.
+        high = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 200) if processes.several() else os.dup(opened)
+    finally:
+        os.close(opened)
+    try:
+        yield f"/proc/self/fd/{high}"
+    finally:
+        os.close(high)
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What is known of a finished checkpoint."""
@@ -68,8 +134,12 @@ class Manifest:
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """sha256 of every regular file, by its path; what file managers leave (.DS_Store) is none of a checkpoint's."""
+    found = {}
+    for parent, _, names in os.walk(folder):
+        paths = [pathlib.Path(parent, name) for name in names if not name.startswith(".")]
+        found |= {str(path.relative_to(folder)): files.sha256(path) for path in paths if path.is_file()}
+    return dict(sorted(found.items()))
 
 
 def _leaves(state: Any) -> dict[str, str]:
@@ -77,47 +147,53 @@ def _leaves(state: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _seal(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that holds either its old content or all of the new, whenever the process is killed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def read_manifest(directory: pathlib.Path, step: int) -> Manifest:
-    """The manifest of a step, having checked that it and every file of the checkpoint are as they were written.
+    """The manifest of a step, having checked that it and every file it lists are as they were written.
 
     Raises:
       RunError: something is missing or differs; the message names it.
     """
     where = f"checkpoint {step} in {directory}"
     try:
-        sealed = json.loads((directory / f"{step}.json").read_text())
+        sealed = json.loads(files.read(directory / f"{step}.json"))
         content, seal = sealed["content"], sealed["sha256"]
-        manifest = Manifest(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{where}: its manifest can't be read") from error
-    if seal != _seal(content) or manifest.step != step:
+    if seal != files.seal(content):
         raise RunError(f"{where}: its manifest is damaged")
-    found = _hashes(directory / str(step))
-    for name in sorted(set(found) | set(manifest.files)):
-        if name not in found:
-            raise RunError(f"{where}: the file {name} is missing")
-        if found[name] != manifest.files.get(name):
-            raise RunError(f"{where}: the file {name} is damaged or was added")
+    try:
+        manifest = configs.from_dict(Manifest, content)
+    except InputError as error:
+        raise RunError(f"{where}: its manifest is not one ({error})") from error
+    if manifest.step != step:
+        raise RunError(f"{where}: its manifest is damaged, or another checkpoint's")
+    if not any(map(_MERGED.fullmatch, manifest.files)):
+        raise RunError(f"{where}: it was sealed before it was whole (Orbax's manifest is missing)")
+    for name, expected in manifest.files.items():
+        try:
+            found = files.sha256(directory / str(step) / name)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError(f"{where}: the file {name} is missing") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{where}: the file {name} can't be read ({getattr(error, 'strerror', error)})") from error
+        if found != expected:
+            raise RunError(f"{where}: the file {name} is damaged")
     return manifest
 
 
 def steps_with_manifest(directory: pathlib.Path) -> list[int]:
     """The steps that have a manifest, newest first; whether they are intact is for `read_manifest` to say."""
-    return sorted((int(path.stem) for path in directory.glob("*.json") if path.stem.isdigit()), reverse=True)
+    return sorted((int(match[1]) for match in map(_MANIFEST.fullmatch, _names(directory)) if match), reverse=True)
+
+
+def _names(directory: pathlib.Path) -> list[str]:
+    """What is in a folder of checkpoints; nothing where there is none."""
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{directory}: no folder of checkpoints ({error.strerror})") from error
 
 
 def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
@@ -140,7 +216,8 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
                 f"this run's is {expected.get(name, 'missing')}"
             )
     try:
-        state = ocp.load(str(directory.absolute() / str(manifest.step)), target)
+        with _literally(directory) as path:
+            state = ocp.load(f"{path}/{manifest.step}", target)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
         raise RunError(f"{where} can't be restored: {_reason(error)}") from error
     if _leaves(state) != expected:  # as when a float64 state is restored with 64-bit types switched off
@@ -174,25 +251,32 @@ class Checkpoints:
         self._aside = self.directory / "set-aside"
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
+        self._path = ""
+        self._opened = contextlib.ExitStack()
         _hush_failed_saves()
         processes.from_first(self._tidy)
 
     def _tidy(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self.directory.iterdir(), key=lambda path: path.suffix != ".deleting"):
-            if "orbax-checkpoint-tmp" in path.name or path.suffix == ".tmp":
-                _remove(path)
-            elif path.suffix == ".deleting":
-                _remove(path.with_suffix(""))
-                _remove(path)
-            elif path.name.isdigit() and path.exists() and not path.with_name(path.name + ".json").exists():
-                self._set_aside(int(path.name))
+        names = set(_names(self.directory))
+        for name in sorted(names):
+            if _LEFT_BY_KILLS.fullmatch(name):
+                _remove(self.directory / name)
+            elif (match := _DELETING.fullmatch(name)) and f"{match[1]}.json" not in names:
+                _remove(self.directory / match[1])
+                _remove(self.directory / name)
+                names.discard(match[1])
+        for name in sorted(filter(_FOLDER.fullmatch, names)):
+            if f"{name}.json" not in names:
+                self._set_aside(int(name))
 
     def _set_aside(self, step: int) -> None:
+        if self._aside.is_symlink():  # what lies there is not ours to replace
+            raise RunError(f"{self._aside} is a link, allowed: a folder, where checkpoint {step} can be set aside")
         self._aside.mkdir(exist_ok=True)
         for name in (f"{step}.json", str(step)):  # the manifest first: without it nothing takes the rest for good
             source, target = self.directory / name, self._aside / name
-            if source.exists():
+            if os.path.lexists(source):
                 _remove(target)
                 os.replace(source, target)
 
@@ -228,10 +312,16 @@ class Checkpoints:
         self.wait()
         try:
             # A folder of that name has no manifest (or was not good), so it is in the way.
-            response = ocp.save_async(str(self.directory / str(step)), state, overwrite=True)
-        except OSError as error:
+            response = ocp.save_async(f"{self._literal_path()}/{step}", state, overwrite=True)
+        except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
         self._pending = self._pool.submit(self._finish, response, step, _leaves(state), meta, score)
+
+    def _literal_path(self) -> str:
+        """The folder as Orbax is told it; as long as saves go on."""
+        if not self._path:
+            self._path = self._opened.enter_context(_literally(self.directory))
+        return self._path
 
     def _finish(
         self,
@@ -246,12 +336,15 @@ class Checkpoints:
             if not processes.is_first():
                 return
             content = dataclasses.asdict(Manifest(step, _hashes(self.directory / str(step)), leaves, meta, score))
-            text = json.dumps({"content": content, "sha256": _seal(content)}, indent=1)
-            write_atomically(self.directory / f"{step}.json", text)
+            if not any(map(_MERGED.fullmatch, content["files"])):
+                raise RuntimeError("Orbax did not bring the arrays together")
+            text = json.dumps({"content": content, "sha256": files.seal(content)}, indent=1)
+            files.replace(self.directory / f"{step}.json", text)
         except Exception as error:
             raise self._failed(step, error) from error
-        for name in (f"{step}.json", str(step)):
-            _remove(self._aside / name)
+        if not self._aside.is_symlink():
+            for name in (f"{step}.json", str(step)):
+                _remove(self._aside / name)
         self._prune()
 
     def _failed(self, step: int, error: Exception) -> RunError:
@@ -263,7 +356,7 @@ class Checkpoints:
         for step in steps:
             # A manifest that was damaged since can't be judged here; `newest_good` will set it aside.
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                scores[step] = json.loads((self.directory / f"{step}.json").read_text())["content"]["score"]
+                scores[step] = json.loads(files.read(self.directory / f"{step}.json"))["content"]["score"]
         scored = [step for step, score in scores.items() if score is not None]
         # Of equal scores the earliest counts, as in the run's own record of its best.
         best = max(scored, key=lambda step: (scores[step], -step), default=None)
@@ -291,6 +384,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for a save under way, whatever became of it."""
         self._pool.shutdown(wait=True)
+        self._opened.close()
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -209,22 +209,62 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`; unknown names (of a newer version) are an `InputError`."""
+def from_dict(kind: Any, values: Any, name: str = "configuration") -> Any:
+    """The inverse of `to_dict`, for any dataclass.
+
+    Args:
+      kind: the dataclass.
+      values: its fields, as JSON gives them.
+      name: what they are, for a message.
+
+    Raises:
+      InputError: a field is unknown (of a newer version), missing, or of another type than the dataclass says.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: received {_short(values)}, allowed: the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     unknown_names = sorted(set(values) - set(hints))
     if unknown_names:
-        raise InputError(f"configuration: {kind.__name__} has no field {', '.join(unknown_names)}")
-    return kind(**{name: _revive(hints[name], value) for name, value in values.items()})
+        raise InputError(f"{name}: {kind.__name__} has no field {', '.join(unknown_names)}")
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{name}: {kind.__name__} needs the field {field.name}")
+    return kind(**{field: _revive(hints[field], value, f"{name}.{field}") for field, value in values.items()})
 
 
-def _revive(hint: Any, value: Any) -> Any:
+def _revive(hint: Any, value: Any, name: str) -> Any:
+    """A value that JSON gave as the type that a field declares."""
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
-        return tuple(value)
-    return value
+        return from_dict(hint, value, name)
+    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        if _fits(option, value):
+            return tuple(value) if typing.get_origin(option) is tuple else value
+    allowed = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    raise InputError(f"{name}: received {_short(value)}, allowed: {allowed}")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value that JSON gave is of a type: a plain one, Any, a Literal, or a tuple, list or dict of types."""
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Any:
+        return True
+    if kind is Literal:
+        return value in inner
+    if kind is tuple:
+        each = [inner[0]] * len(value) if isinstance(value, list) and inner[1:] == (...,) else inner
+        return isinstance(value, list) and len(value) == len(each) and all(map(_fits, each, value))
+    if kind is list:
+        return isinstance(value, list) and all(_fits(inner[0], item) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(inner[1], item) for item in value.values())
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def what(config: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
-from cnnjax.training.checkpoint import write_atomically
+from cnnjax.training import files
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 
@@ -25,7 +25,7 @@ _HORIZON = ("train.steps", "train.epochs")  # the part of *what* that `--extend`
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes JSON that a person can read, atomically."""
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    files.replace(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -118,7 +118,7 @@ class MetricsFile:
     def __init__(self, path: pathlib.Path, step: int):
         """Opens it for a run that stands at `step`; lines of later steps, and one cut short, are dropped."""
         self.rows = [row for row in read_metrics(path) if row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        files.replace(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._seen = {(row["step"], row["split"]) for row in self.rows}
         self._file = path.open("a")
 
