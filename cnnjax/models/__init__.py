@@ -235,14 +235,15 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def load_torch(path_or_state_dict: str | os.PathLike | Mapping[str, Any], name: str, **fields: Any) -> dict[str, Any]:
+def load_torch(path_or_state_dict: Any, name: str, **fields: Any) -> dict[str, Any]:
     """The variables of a model from PyTorch's weights under torchvision's names.
 
     For instance `load_torch("resnet50.pth", "resnet50")`, which `torch.save(net.state_dict(), "resnet50.pth")` wrote.
 
     Args:
-      path_or_state_dict: names to tensors or arrays, or a file of them: `.safetensors`, or PyTorch's own format, from
-        which no code is run.
+      path_or_state_dict: names to tensors or arrays, an `nn.Module` of PyTorch's, or a file: `.safetensors`, or
+        PyTorch's own format, from which no code is run. What training scripts save, with the state dict under
+        "state_dict", "model" or "model_state_dict", is taken too; so are names of parallel and compiled modules.
       name: one of `names()`, of the AlexNet, VGG, GoogLeNet, ResNet or DenseNet family.
       fields: fields of the model, such as `num_classes`.
 
@@ -250,14 +251,15 @@ def load_torch(path_or_state_dict: str | os.PathLike | Mapping[str, Any], name: 
       {"params": ..., "batch_stats": ...}, for `create(name, **fields)`.
 
     Raises:
-      InputError: there is no such file or model, or entries are missing, extra or of another shape: all are named.
+      InputError: there is no such file or model; entries are missing, extra or of another shape, all of which are
+        named; or weights are not plain floating-point numbers.
     """
+    model = create(name, **fields)
     given = path_or_state_dict
-    state = given if isinstance(given, Mapping) else weights.read_torch(given)
+    state = weights.read_torch(given) if isinstance(given, str | os.PathLike) else weights.state_dict(given)
     height, width, channels = ABOUT[name].input if name in ABOUT else (32, 32, 1)
-    kernel = next((value for value in state.values() if len(value.shape) == 4), None)  # the first sees the image
-    image = (height, width, channels if kernel is None else int(kernel.shape[1]))
-    return weights.from_torch(state, create(name, **fields), image)
+    image = (height, width, weights.image_channels(state, model) or channels)
+    return weights.from_torch(state, model, image)
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:

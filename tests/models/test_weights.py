@@ -1,6 +1,8 @@
 """Weights from PyTorch and back: same weights, same outputs; what doesn't fit is named; files."""
 
+import argparse
 import functools
+import pathlib
 import re
 
 import jax
@@ -236,6 +238,135 @@ def test_files(tmp_path):
         weights.read_torch(None)
 
 
+SMALL = {"num_classes": 3, "stage_sizes": (1, 1), "widths": (4, 8), "conv": "xla"}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A state dict of a small ResNet, of arrays."""
+    model = models.create("resnet18", **SMALL)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    return weights.to_torch(jax.tree.map(lambda leaf: rng.uniform(1, 2, leaf.shape).astype(np.float32), shapes), model)
+
+
+def load_small(state):
+    return models.load_torch(state, "resnet18", **SMALL)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_floats_are_converted_where_they_must_be_and_the_rest_is_refused(small):
+    """float64 becomes float32, with a warning where digits are lost; what is no floating-point number is no weight."""
+    expected = load_small(small)
+    widened = {name: value.astype(np.float64) for name, value in small.items()}
+    same(load_small(widened), expected)  # no digit is lost, and nothing said: warnings are errors here
+    widened["fc.bias"] = widened["fc.bias"] + 1e-12
+    with pytest.warns(UserWarning, match=r"digits are lost in fc\.bias \(float64 to float32\); jax\.config\.update"):
+        assert load_small(widened)["params"]["output"]["bias"].dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert load_small(widened)["params"]["output"]["bias"].dtype == jnp.float64
+    bias = torch.from_numpy(small["fc.bias"])
+    eighths = bias.to(torch.float8_e4m3fn)
+    got = load_small({**small, "fc.bias": eighths})["params"]["output"]["bias"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, eighths.float().numpy())
+    for wrong, says in (
+        (widened["fc.bias"] + 1e300, "fc.bias is float64 with values that float32 can't hold"),
+        (small["fc.bias"].astype(np.longdouble), "fc.bias is float128"),
+        (small["fc.bias"].astype(np.uint16), "fc.bias is uint16; allowed: floating-point numbers"),
+        (bias.long(), "fc.bias is int64; allowed: floating-point numbers"),
+        (bias.to(torch.complex64), "fc.bias is complex64; allowed: floating-point numbers"),
+        (bias.to_sparse(), "fc.bias is sparse; allowed: its to_dense()"),
+        (bias.to("meta"), "fc.bias is on the meta device"),
+        ([1.0, 2.0, 3.0], "fc.bias is of type list; allowed: tensors and arrays"),
+        (None, "fc.bias is of type NoneType"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_small({**small, "fc.bias": wrong})
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation")
+def test_quantized_tensors_are_refused(small):
+    bias = torch.quantize_per_tensor(torch.from_numpy(small["fc.bias"]), 0.1, 0, torch.qint8)
+    with pytest.raises(InputError, match=r"fc\.bias is quantized; allowed: its dequantize\(\)"):
+        load_small({**small, "fc.bias": bias})
+
+
+def test_names_of_wrapped_modules(small):
+    """Of parallel and compiled ones, whole or in part, in any order of wrapping, and of lightning's."""
+    expected = load_small(small)
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "module.model."):
+        same(load_small({prefix + name: value for name, value in small.items()}), expected)
+    averaged = {f"module.{name}": value for name, value in small.items()} | {"n_averaged": np.int64(3)}
+    same(load_small(averaged), expected)
+    in_part = {name.replace("layer1.", "layer1.module."): value for name, value in small.items()}
+    same(load_small(in_part), expected)
+    for wrong, says in (
+        ({**small, 3: small["fc.bias"]}, r"received the name 3 \(int\); allowed: text"),
+        (
+            {**small, "module.fc.bias": small["fc.bias"]},
+            r"fc\.bias and module\.fc\.bias are both the network's fc\.bias",
+        ),
+        ("weights.pth", "path: received weights.pth; allowed: a file of weights"),
+        (3, "weights: received int; allowed: a state dict, or a file of one"),
+        ({"epoch": 3, "optimizer": {}}, "weights: no state dict of names to tensors; its keys: epoch, optimizer"),
+    ):
+        with pytest.raises(InputError, match=says):
+            load_small(wrong)
+
+
+def test_a_module_in_place_of_a_file():
+    net, fields = randomized("resnet18", classes=3).float(), {"num_classes": 3, "conv": "xla"}
+    same(models.load_torch(net, "resnet18", **fields), models.load_torch(net.state_dict(), "resnet18", **fields))
+    with pytest.raises(InputError, match=r"weights: they don't fit ResNet: missing: bn1\.bias"):
+        load_small(torch.nn.Linear(2, 2))
+
+
+def test_the_stem_is_found_by_its_name_in_a_sorted_file(tmp_path):
+    """Sorted, GoogLeNet's state dict begins with a convolution of an auxiliary head, of 512 channels."""
+    state = randomized("googlenet_torchvision").float().state_dict()
+    fields = {"num_classes": 7, "conv": "xla"}
+    expected = models.load_torch(state, "googlenet_torchvision", **fields)
+    safetensors = pytest.importorskip("safetensors.torch")  # whose files are sorted
+    safetensors.save_file(dict(sorted(state.items())), tmp_path / "it.safetensors")
+    assert next(iter(weights.read_torch(tmp_path / "it.safetensors"))).startswith("aux1")
+    same(models.load_torch(tmp_path / "it.safetensors", "googlenet_torchvision", **fields), expected)
+
+
+def test_files_of_training_scripts(small, tmp_path):
+    """As torchvision's and timm's write them, with a Namespace; a moving average beside is said; other things named."""
+    tensors = {name: torch.from_numpy(value) for name, value in small.items()}
+    args = argparse.Namespace(lr=0.1, data="somewhere")
+    expected, path = load_small(small), tmp_path / "it.pth"
+    for content in (
+        {"model": tensors, "optimizer": {"state": {}}, "epoch": 3, "args": args},
+        {"epoch": 3, "arch": "resnet18", "state_dict": tensors, "version": 2, "args": args},
+        {"model_state_dict": {f"module.{name}": value for name, value in tensors.items()}},
+    ):
+        torch.save(content, path)
+        same(load_small(path), expected)
+    torch.save({"model": tensors, "model_ema": tensors, "args": args}, path)
+    with pytest.warns(UserWarning, match="'model' is taken; the moving average beside it is 'model_ema'"):
+        same(load_small(path), expected)
+    for content, says in (
+        ({"epoch": 3, "args": args}, "no state dict of names to tensors; its keys: epoch, args"),
+        (args, "holds no state dict of names to tensors, but Namespace"),
+        (
+            {"model": tensors, "at": pathlib.PurePosixPath("x")},
+            r"holds pathlib\.PurePosixPath, and no code in a file is",
+        ),
+        ({"fc.weight": tensors["fc.weight"], "fc.bias": 3}, r"fc\.bias is of type int"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=says):
+            load_small(path)
+
+
 def test_safetensors_round_trip(tmp_path, draw):
     """Equal bit for bit, statistics and bfloat16 included."""
     model = models.create("cifar_resnet20", stage_sizes=(1, 1, 1), param_dtype="bfloat16")
@@ -248,3 +379,54 @@ def test_safetensors_round_trip(tmp_path, draw):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match=r"nowhere/it\.safetensors can't be written"):
         weights.save_safetensors(tmp_path / "nowhere" / "it.safetensors", variables)
+
+
+def test_safetensors_keeps_types_and_names_or_says_that_it_cannot(tmp_path):
+    path, third = tmp_path / "it.safetensors", np.ones(2) / 3
+    eighth = np.arange(3).astype(jnp.float8_e4m3fn)
+    odd = {"a": {"x": third, "n": np.int64([7]), "e": eighth, "t": np.arange(6.0, dtype="f").reshape(2, 3).T}}
+    weights.save_safetensors(path, odd)
+    with jax.enable_x64(True):
+        again = weights.load_safetensors(path)["a"]
+        for name, leaf in odd["a"].items():
+            assert again[name].dtype == leaf.dtype
+            np.testing.assert_array_equal(again[name], leaf)
+    with pytest.warns(UserWarning, match=r"digits are lost in a/x \(float64 to float32\)"):
+        again = weights.load_safetensors(path)["a"]
+    assert again["n"] == 7
+    weights.save_safetensors(path, {"n": np.int64([2**40])})
+    with pytest.raises(InputError, match="n is int64 with values that int32 can't hold"):
+        weights.load_safetensors(path)
+    before = path.read_bytes()
+    for wrong, says in (
+        ({"params": {"a": {"b": third}, "a/b": third}}, "received the name 'a/b'; allowed: text without '/'"),
+        ({"params": {1: third}}, "received the name 1; allowed: text"),
+        ({"params": [third]}, "params is of type list; allowed: arrays of numbers"),
+        ({"params": {"key": jax.random.key(0)}}, "params/key is of type .*; allowed: arrays of numbers"),
+        ({"params": {"x": np.array(["text"])}}, "can't be written: Unknown dtype"),
+    ):
+        with pytest.raises(InputError, match=says):
+            weights.save_safetensors(path, wrong)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file({"params/x": third, "params/x/y": third}, path)
+    with pytest.raises(InputError, match="holds both params/x and params/x/y"):
+        weights.load_safetensors(path)
+
+
+def test_a_full_disk_is_said_and_the_file_before_stays(tmp_path, monkeypatch):
+    """A limit on the size of files stands for the disk."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "it.safetensors"
+    weights.save_safetensors(path, {"x": np.zeros(3, np.float32)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"it\.safetensors can't be written: .*File too large"):
+            weights.save_safetensors(path, {"x": np.zeros(100_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
