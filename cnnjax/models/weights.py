@@ -566,7 +566,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"path: {path} is no safetensors file: {str(error).splitlines()[0]}") from None
     arrays = {}
-    for name, entry in entries:
+    for name, entry in sorted(entries, key=lambda entry: entry[0]):  # they come in any order
         if entry["dtype"] not in _SAFETENSORS_TYPES:
             raise InputError(f"path: {path} holds {name} as {entry['dtype']}, which JAX does not have")
         dtype = jnp.dtype(_SAFETENSORS_TYPES[entry["dtype"]])
