@@ -31,6 +31,7 @@ import numpy as np
 import timing
 
 from cnnjax.data import batch_indices, photos, synthetic
+from cnnjax.doctor.machine import processor
 
 # Makes so many batches of a split.
 Make = Callable[[photos.Photos, int], Iterator[Any]]
@@ -236,7 +237,7 @@ def main() -> None:
     kilobytes = [len(content) / 1000 for _, content, _ in made]
     names = ("numpy", "pillow", "simplejpeg", "grain", "array_record", "torch")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    print(f"\n{timing.cpu_model()}, {cores} cores; Python {platform.python_version()}, {versions}")
+    print(f"\n{processor()}, {cores} cores; Python {platform.python_version()}, {versions}")
     print(
         f"{len(made)} photographs of {statistics.mean(kilobytes):.0f} kB on average ({min(kilobytes):.0f} to"
         f" {max(kilobytes):.0f}); {arguments.rounds} rounds of {arguments.batches} batches of {BATCH}\n"

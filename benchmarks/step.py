@@ -52,6 +52,7 @@ import timing
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cnnjax import models
+from cnnjax.doctor.machine import processor
 from cnnjax.training.setup import versions
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
@@ -376,7 +377,7 @@ def machine() -> dict[str, Any]:
     return {
         "versions": {**versions(), "torch": torch},
         "device": jax.devices()[0].device_kind,
-        "cpu": timing.cpu_model(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "dtype": "bfloat16" if on_gpu() else "float32",
         "freed_memory_kept": KEPT,

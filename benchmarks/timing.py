@@ -4,9 +4,6 @@ Every round times all of them, one after another, in one process, and what count
 in which the machine is slow slows both sides of it. Medians over rounds leave out the odd interruption.
 """
 
-import pathlib
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,10 +82,3 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     """a / b round by round, of two lists of `interleave`'s: how many times as fast as a b is."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    info = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()

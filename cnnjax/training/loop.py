@@ -21,6 +21,7 @@ import numpy as np
 from cnnjax import data as datasets
 from cnnjax import models
 from cnnjax.analysis import pictures
+from cnnjax.doctor import remembered
 from cnnjax.ops.errors import InputError
 from cnnjax.training import checkpoint, metrics, processes, rundir
 from cnnjax.training import config as configs
@@ -97,6 +98,8 @@ def train(
 
         # Wrong names are found before anything slow or lasting.
         mesh = meshes.make_mesh(config.run.devices, config.run.mesh)
+        if (doubt := remembered.warning()) is not None:
+            report.warn(doubt)
         meshes.check_batch(config.train.batch_size, mesh, config.train.microbatches)
         make_optimizer(config.optimizer, 1)
         metrics.make_loss(config.train.loss, config.train.label_smoothing)
