@@ -1,13 +1,16 @@
 """Milliseconds per training step: cnnjax against the same networks in plain Flax and in PyTorch.
 
     python benchmarks/step.py [--networks NAME ...] [--rounds 7] [--seconds 1] [--no-torch] [--batch-size N] [--fresh]
+        [--precision float32|tf32|bfloat16] [--channels-last]
     python benchmarks/step.py --profile NETWORK
 
 Every contestant trains the same network, from the same parameters (this is checked: equal shapes, equal logits), on
 one fixed batch of float images that is already on the device: forward, cross entropy, backward, SGD with momentum.
 cnnjax and plain Flax share the step around the network, so that only the network and its operations differ. PyTorch
 runs as its users do, eager and compiled, in both memory layouts; where torch isn't installed, the rest runs without.
-On CPU all compute in float32. On a GPU they compute in bfloat16 with float32 parameters, in larger batches.
+On CPU all compute in float32. On a GPU they compute in bfloat16 with float32 parameters, in larger batches, or as
+`--precision` says: in float32, or with float32 arrays whose products are rounded to TF32. `--channels-last` leaves out
+PyTorch's other layout.
 
 Rounds are interleaved in one process (`timing.py`); what counts is the ratio of each round. At the end come the
 geometric means over the networks, and everything as one line of JSON. Progress goes to stderr. The first run is minutes
@@ -23,6 +26,7 @@ convolutions and dense layers would take at the speed of a large matrix product.
 # ruff: noqa: E402
 import argparse
 import collections
+import contextlib
 import functools
 import glob
 import gzip
@@ -183,19 +187,23 @@ TORCH = {  # what a contestant is called: (whether it is compiled, whether its c
 }
 
 
-def torch_contestant(module: Any, images: np.ndarray, labels: np.ndarray, compiled: bool, channels_last: bool) -> Train:
-    """Training of a `torch.nn.Module`, on a GPU if JAX uses one: then under autocast to bfloat16.
+def torch_contestant(
+    module: Any, images: np.ndarray, labels: np.ndarray, precision: str, compiled: bool, channels_last: bool
+) -> Train:
+    """Training of a `torch.nn.Module`, on a GPU if JAX uses one; bfloat16 is by autocast.
 
     Args:
       module: the network, with its initial parameters; training changes them.
       images: float32 [batch, height, width, channels].
       labels: integer [batch].
+      precision: one of `PRECISIONS`.
       compiled: whether `torch.compile` compiles the network.
       channels_last: whether arrays lie in memory as [batch, height, width, channels].
     """
     import torch
 
     device = "cuda" if on_gpu() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module = module.to(device=device, memory_format=memory_format).train()
     x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device).contiguous(memory_format=memory_format)
@@ -208,7 +216,7 @@ def torch_contestant(module: Any, images: np.ndarray, labels: np.ndarray, compil
         loss = torch.tensor(torch.nan)
         for _ in range(steps):
             optimizer.zero_grad()
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
                 loss = torch.nn.functional.cross_entropy(network(x), y)
             loss.backward()
             optimizer.step()
@@ -237,19 +245,26 @@ def torch_missing(wanted: bool) -> str | None:
     return "not installed for the GPU" if on_gpu() and not torch.cuda.is_available() else None
 
 
-def contestants(network: Network, images: np.ndarray, labels: np.ndarray, with_torch: bool) -> dict[str, Train]:
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+"""What is computed in, and JAX's name for how exact products of float32 arrays then are."""
+
+
+def contestants(
+    network: Network, images: np.ndarray, labels: np.ndarray, precision: str, torches: Sequence[str]
+) -> dict[str, Train]:
     """All contestants for a network, checked to start as the same function.
 
     Args:
       network: one of `NETWORKS`.
       images: float32 [batch, height, width, channels].
       labels: int32 [batch].
-      with_torch: whether PyTorch takes part.
+      precision: one of `PRECISIONS`.
+      torches: those of `TORCH` that take part.
 
     Raises:
       ValueError: one of them is another network.
     """
-    dtype = jnp.bfloat16 if on_gpu() else None
+    dtype = jnp.bfloat16 if precision == "bfloat16" else None
     few = images[:4]
     variables = network.cnnjax().init(jax.random.key(0), few)
     plain = transplant(variables, network.flax().init(jax.random.key(0), few))
@@ -261,16 +276,17 @@ def contestants(network: Network, images: np.ndarray, labels: np.ndarray, with_t
         "cnnjax": jax_contestant(network.cnnjax(dtype=dtype), variables, *batch),
         "plain Flax": jax_contestant(network.flax(dtype=dtype), plain, *batch),
     }
-    if with_torch:
+    if torches:
         import plain_torch
         import torch
 
-        for name, (compiled, channels_last) in TORCH.items():
+        for name in torches:
+            compiled, channels_last = TORCH[name]
             module = getattr(plain_torch, network.torch)()
             plain_torch.copy_parameters(module, in_order(variables, "params"))
             with torch.no_grad():
                 check_logits(name, module.eval()(torch.from_numpy(few.transpose(0, 3, 1, 2).copy())), expected)
-            result[name] = torch_contestant(module, images, labels, compiled, channels_last)
+            result[name] = torch_contestant(module, images, labels, precision, compiled, channels_last)
     return result
 
 
@@ -326,16 +342,24 @@ def timed_calls(
     return functions, steps, failed
 
 
-def measure(name: str, batch_size: int | None, rounds: int, seconds: float, missing: str | None) -> dict[str, Any]:
+def measure(
+    name: str,
+    batch_size: int | None,
+    rounds: int,
+    seconds: float,
+    missing: str | None,
+    precision: str,
+    torches: Sequence[str],
+) -> dict[str, Any]:
     """Times a network's contestants and prints what came of it; what goes into the JSON."""
     network = NETWORKS[name]
     batch_size = batch_size or (network.gpu_batch if on_gpu() else network.cpu_batch)
     say(f"{name}: checking and compiling")
     images, labels = synthetic_batch(network, batch_size)
-    racers = contestants(network, images, labels, with_torch=missing is None)
+    racers = contestants(network, images, labels, precision, torches if missing is None else ())
     functions, steps, absent = timed_calls(racers, seconds)
     if missing is not None:
-        absent = dict.fromkeys(TORCH, missing)
+        absent = dict.fromkeys(torches, missing)
 
     def progress(number: int, contestant: str, passed: float) -> None:
         say(f"  round {number + 1} of {rounds}, {contestant}: {1e3 * passed / steps[contestant]:.2f} ms a step")
@@ -345,14 +369,14 @@ def measure(name: str, batch_size: int | None, rounds: int, seconds: float, miss
     times = {contestant: [t / steps[contestant] for t in values] for contestant, values in times.items()}
 
     print(f"{name}, {parameters:,} parameters, batch {batch_size}, rounds: {rounds}")
-    for contestant in ("cnnjax", "plain Flax", *TORCH):
+    for contestant in ("cnnjax", "plain Flax", *torches):
         if contestant in absent:
             print(f"  {contestant:30} {absent[contestant]}")
         else:
             ms = [1e3 * t for t in times[contestant]]
             print(f"  {contestant:30} {statistics.median(ms):9.2f} ms a step ({min(ms):.2f} to {max(ms):.2f})")
     ratios = {"plain Flax": timing.ratio(times["plain Flax"], times["cnnjax"])}
-    of_torch = [contestant for contestant in TORCH if contestant in times]
+    of_torch = [contestant for contestant in torches if contestant in times]
     best = min(of_torch, key=lambda contestant: statistics.median(times[contestant]), default=None)
     if best is not None:
         ratios["best torch"] = timing.ratio(times[best], times["cnnjax"])
@@ -379,7 +403,7 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "cpu": processor(),
         "cores": os.cpu_count(),
-        "dtype": "bfloat16" if on_gpu() else "float32",
+        "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "freed_memory_kept": KEPT,
     }
 
@@ -555,6 +579,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--batch-size", type=int, help="128, and 64 of resnet18; 1024 and 512 on a GPU")
     parser.add_argument("--fresh", action="store_true", help="leave freed memory to the C library")
+    parser.add_argument("--precision", choices=PRECISIONS, help="float32; bfloat16 on a GPU")
+    parser.add_argument("--channels-last", action="store_true", help="leave out PyTorch's other layout")
     parser.add_argument("--profile", choices=NETWORKS, metavar="NAME", help="where the time of cnnjax's step goes")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or (options.batch_size is not None and options.batch_size < 1):
@@ -563,14 +589,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         profile(options.profile, options.batch_size)
         return
     missing = torch_missing(not options.no_torch)
-    report = machine()
+    precision = options.precision or ("bfloat16" if on_gpu() else "float32")
+    torches = [name for name, (_, last) in TORCH.items() if last or not options.channels_last]
+    report: dict[str, Any] = {"precision": precision}
     if missing is None:
         import torch
 
         report["torch_threads"] = torch.get_num_threads()
-    measured = {
-        name: measure(name, options.batch_size, options.rounds, options.seconds, missing) for name in options.networks
-    }
+    # On a CPU every product is exact, and cnnjax takes "highest" for a wish to do without Winograd's algorithm.
+    with jax.default_matmul_precision(PRECISIONS[precision]) if on_gpu() else contextlib.nullcontext():
+        measured = {
+            name: measure(name, options.batch_size, options.rounds, options.seconds, missing, precision, torches)
+            for name in options.networks
+        }
+    report = machine() | report
     report["networks"] = measured
     report["geometric_means"] = {}
     for peer in ("plain Flax", "best torch"):

@@ -7,6 +7,7 @@ with NumPy, and says how it went in a line.
 import dataclasses
 import functools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ class Check(NamedTuple):
 
 def all_checks() -> Iterator[Check]:
     """Every check, in the order of the report."""
+    yield Check("release of jaxlib", release)
     for name in ops.CONV_IMPLEMENTATIONS:
         yield Check(f"convolution {name}", functools.partial(convolution, name))
     yield Check("default precision", default_precision)
@@ -58,6 +60,23 @@ def all_checks() -> Iterator[Check]:
     yield Check("XLA's groups, with copies", functools.partial(grouped_on_copies, "xla"))
     yield Check("training step repeated", repeated_step)
     yield Check("training step's time", step_time)
+
+
+def release() -> Outcome:
+    """What is known of the installed jaxlib on this backend, and whether the settings that it needs are in force."""
+    version, backend = releases.installed(), jax.default_backend()
+    known = releases.RELEASES.get(version or "")
+    if known is None:
+        return Outcome("known", f"{version} was not admitted (docs/releases.md): trust what follows")
+    missing = releases.set_flags(dict(os.environ), version, too_late=True)
+    if missing is not None and backend == "cpu":
+        return Outcome("wrong", missing)
+    defects = [defect for defect in known.defects if defect.backend == backend]
+    open_ = [defect.text for defect in defects if not defect.cured]
+    if open_:
+        return Outcome("known", f"{version}: {'; '.join(open_)}")
+    cured = f", {len(defects)} known fault{'s' * (len(defects) > 1)} of it cured by XLA_FLAGS" if defects else ""
+    return Outcome("right", f"{version}, admitted{cured}")
 
 
 # --- Convolutions against the oracle ----------------------------------------------------------------------------------
