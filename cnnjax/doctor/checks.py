@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cnnjax import ops
+from cnnjax import ops, releases
 from cnnjax.doctor import exact
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import cli, ops
+from cnnjax import cli, ops, releases
 from cnnjax.doctor import checks, examine, machine, remembered
 from cnnjax.ops import conv as convolutions
 from cnnjax.ops import max_pool
@@ -120,6 +120,27 @@ def test_groups_with_copies(monkeypatch):
 def test_one_device_has_nothing_to_share(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [object()])
     assert checks.sharded_batch_norm() == checks.grouped_on_copies("xla") == ("skipped", "one device")
+
+
+FLAG = f"{releases.YNN_FUSION}=-reduce"
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "status", "detail"),
+    [
+        ("0.10.2", FLAG, "right", "0.10.2, admitted, 2 known faults of it cured by XLA_FLAGS"),
+        ("0.10.1", "", "wrong", "jaxlib 0.10.1 computes wrong values on CPU unless XLA_FLAGS has "),
+        ("0.11.2", "", "right", "0.11.2, admitted"),
+        ("9.9.9", "", "known", "9.9.9 was not admitted (docs/releases.md): trust what follows"),
+        (None, "", "known", "None was not admitted"),
+    ],
+)
+def test_release(monkeypatch, version, flags, status, detail):
+    monkeypatch.setattr(releases, "installed", lambda: version)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    found = checks.release()
+    assert found.status == status
+    assert found.detail.startswith(detail)
 
 
 def a_report(*outcomes):
