@@ -603,6 +603,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in options.networks
         }
     report = machine() | report
+    if report["peak_device_bytes"]:
+        print(f"largest use of the device's memory by JAX: {report['peak_device_bytes'] / 2**20:,.0f} MiB")
     report["networks"] = measured
     report["geometric_means"] = {}
     for peer in ("plain Flax", "best torch"):
