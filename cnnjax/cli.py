@@ -2,21 +2,25 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
 from cnnjax.terminal import Column, say, table, width_of
+from cnnjax.training import code
 from cnnjax.training.config import FIELDS, Config, eval_resize
 from cnnjax.training.launch import docstring, exit_status, parse
+
+if TYPE_CHECKING:
+    from cnnjax.training import LoadedRun
 
 HELP = """cnnjax: published convolutional networks in JAX and Flax.
 
@@ -81,12 +85,7 @@ def load_experiment(name: str) -> ModuleType:
         if name not in names:
             raise unknown("experiment", name, names)
         path = names[name]
-    spec = importlib.util.spec_from_file_location(f"cnnjax_experiment_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # as an import would: dataclasses and Flax look a class's module up there
-    spec.loader.exec_module(module)
+    module = code.execute(path)
     if not callable(getattr(module, "main", None)):
         raise InputError(f"experiment: {path} has no main(argv), which an experiment must have")
     return module
@@ -106,15 +105,16 @@ def _run(argv: list[str]) -> int:
 # ---- evaluate and predict ------------------------------------------------------------------------------------------
 
 
-def _open_run(run: pathlib.Path, best: bool):
-    """A run, having first loaded the experiment file it came from: that may define its model or its data."""
-    from cnnjax.training import load_run, rundir
+def _open_run(run: pathlib.Path, best: bool, trust_code: bool) -> "LoadedRun":
+    """A run; what there is to warn of is a line each on standard error."""
+    from cnnjax.training import load_run
 
-    file = rundir.read_config(run).get("experiment_file")
-    # What lies in a run's folder is data, and is never executed.
-    if file and pathlib.Path(file).is_file() and not pathlib.Path(file).resolve().is_relative_to(run.resolve()):
-        load_experiment(file)
-    return load_run(run, best=best)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        loaded = load_run(run, best=best, trust_code=trust_code)
+    for warning in found:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,8 @@ class _Evaluate:
     """Which images."""
     best: bool = False
     """The parameters that were best by validation, in place of the final ones."""
+    trust_code: bool = False
+    """Execute the experiment's file that the run names, though it has changed or may have come with the run."""
     json: bool = False
     """Print JSON."""
 
@@ -151,7 +153,7 @@ def _evaluate(argv: list[str]) -> None:
     from cnnjax.training import mesh, metrics, setup
     from cnnjax.training.feed import evaluate_split, make_feed
 
-    run = _open_run(chosen.run, chosen.best)
+    run = _open_run(chosen.run, chosen.best, chosen.trust_code)
     given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
     if chosen.data.name is not None:
         given = {"raw_dir": None, "data_dir": None} | given  # the run's own folders hold its own set
@@ -233,6 +235,8 @@ class _Predict:
     """The parameters that were best by validation, in place of the final ones."""
     invert: bool = False
     """Swap black and white first: MNIST's digits are white on black."""
+    trust_code: bool = False
+    """Execute the experiment's file that the run names, though it has changed or may have come with the run."""
     json: bool = False
     """Print a JSON object an image."""
 
@@ -249,7 +253,7 @@ def _predict(argv: list[str]) -> None:
         raise InputError("images: received none, allowed: one file or more")
     if chosen.top < 1:
         raise InputError(f"--top: received {chosen.top}, allowed: 1 or more")
-    run = _open_run(chosen.run, chosen.best)
+    run = _open_run(chosen.run, chosen.best, chosen.trust_code)
     if not run.derived.classes:
         raise InputError(f"{chosen.run}: predicts numbers, not classes")
     # Every file is opened before the network starts: a wrong one is known at once.

@@ -121,6 +121,12 @@ def test_a_finished_run_is_shown_and_left_alone(run, result, output):
     for shown in (f"{result['test_accuracy']:.2%}", "61,706", result["fingerprint"][:16], str(run / "curves.png")):
         assert shown in text
     assert "epoch" not in text  # nothing was trained
+    assert f"finished on {result['finished'][:16].replace('T', ' ')} UTC, nothing computed" in text
+
+
+def test_a_result_names_what_was_changed(result):
+    """From the experiment's defaults: which the command named, and what follows from it."""
+    assert result["changed"] == {"train.steps": 60, "train.epochs": None, "train.evaluate_every": 20}
 
 
 def test_an_extended_run_goes_on(run, result, output, tmp_path):
@@ -136,7 +142,7 @@ def test_without_a_workdir_the_same_command_finds_its_run(output, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     output("run", "quickstart", "--quick")
     (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
-    assert folder.name.startswith("seed0-")
+    assert re.fullmatch(r"seed0-quick-[0-9a-f]{8}", folder.name)
     before = files(tmp_path)
     again = [sys.executable, "-m", "experiments", "quickstart", "--quick"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
@@ -144,6 +150,31 @@ def test_without_a_workdir_the_same_command_finds_its_run(output, tmp_path, monk
     assert str(folder.relative_to(tmp_path)) in done.stdout
     assert done.stderr == ""
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("", "seed0"),
+        ("--train.seed 3 --run.log-every 7", "seed3"),
+        ("--model.fields act=tanh pool=avg --train.steps 60", "seed0-act_tanh-pool_avg-steps_60"),
+        ("--model.name lenet5 --optimizer.learning-rate 0.05 --data.flip", "seed0-model_lenet5-flip_true-learning_rate_0.05"),
+        ("--data.name tfds:mnist/3.0 --optimizer.name sgd", "seed0-data_tfds_mnist_3.0-optimizer_sgd"),
+        ("--data.size 20 24 --quick", "seed0-quick-size_20_24"),
+        (f"--model.fields act={'tanh' * 30} a=1 conv={'xla' * 30} b=2", f"seed0-act_{('tanh' * 30)[:26]}-a_1"),
+    ],
+)
+def test_a_folder_is_named_by_what_was_changed(argv, words):
+    """Short, of letters, digits, dots, hyphens and underscores, and never the same for two configurations."""
+    from cnnjax.training.launch import _folder_name, read_arguments
+
+    path = ROOT / "experiments" / "quickstart.py"
+    config = cli.load_experiment("quickstart").CONFIG
+    name = _folder_name(config, path, read_arguments(config, path, argv.split()))
+    start, _, digest = name.rpartition("-")
+    assert start.startswith(words)
+    assert re.fullmatch("[0-9a-f]{8}", digest)
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,90}", name)
 
 
 def test_quick_yields_to_what_is_asked_for(output, tmp_path):

@@ -279,6 +279,26 @@ def what(config: Any) -> dict[str, Any]:
     return found
 
 
+def changes(default: Config, config: Config) -> dict[str, Any]:
+    """The fields in which a configuration differs from another one, as {"train.seed": 0, "model.fields.act": "tanh"}.
+
+    How processes find each other is left out.
+    """
+    old, new = (_flat(to_dict(one)) for one in (default, config))
+    names = [name for name in new | old if not name.startswith("distributed.")]
+    return {name: new.get(name) for name in names if old.get(name) != new.get(name)}
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": leaf for inner, leaf in _flat(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
 def check(config: Config) -> None:
     """Raises an `InputError` for a number that can't be right whatever the data."""
     data, optimizer, train, run = config.data, config.optimizer, config.train, config.run

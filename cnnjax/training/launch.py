@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+import tokenize
 from collections.abc import Generator, Sequence
 from typing import Annotated, Any
 
@@ -31,11 +32,13 @@ class _Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: pathlib.Path | None = None
     """The run's folder: a new one starts a run, the same one resumes it. When not given, a folder under runs/ named
-    after the experiment, the seed and the configuration, so that the same command finds its run again."""
+    after the experiment, the seed and what else was changed, so that the same command finds its run again."""
     quick: bool = False
     """Shrink the experiment to a smoke test of seconds."""
     extend: bool = False
     """Allow more steps than the run in --workdir was made for."""
+    accept_code: bool = False
+    """Go on with an experiment's file, or modules that it imports, that were changed since the run was begun."""
     profile: bool = False
     """Trace ten steps into the run's folder, for TensorBoard or Perfetto."""
 
@@ -60,7 +63,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
         if workdir is None:
             if arguments.extend:
                 raise InputError("--extend: needs --workdir, the folder of the run to extend")
-            workdir = pathlib.Path("runs") / path.stem / f"seed{chosen.train.seed}-{_digest(chosen)}"
+            workdir = pathlib.Path("runs") / path.stem / _folder_name(config, path, arguments)
         processes.join(chosen.distributed)
         report = Report(quiet=not processes.is_first())
         result = train(
@@ -68,7 +71,9 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
             workdir,
             experiment=path.stem,
             experiment_file=str(path.resolve()),
+            defaults=config,
             extend=arguments.extend,
+            accept_code=arguments.accept_code,
             profile=arguments.profile,
             report=report,
         )
@@ -78,10 +83,33 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
     return status.value
 
 
-def _digest(config: Config) -> str:
-    """A short name for a run: of *what* it computes and, where a set's name does not say which data it is, of their
-    folder."""
-    content: list[Any] = [configs.what(config)]
+def _folder_name(defaults: Config, file: pathlib.Path, arguments: "_Arguments") -> str:
+    """The name of a run's folder: its seed, what of its *what* differs from the experiment's, and a digest.
+
+    Changed code has the same folder, where it is refused; two files of one name have two folders.
+    """
+    config = arguments.config
+    words = [f"seed{config.train.seed}"]
+    if arguments.quick:
+        words, defaults = [*words, "quick"], configs.quick(defaults)
+    matters = set(configs.what(config))
+    for name, value in configs.changes(defaults, config).items():
+        section, field, *inner = name.split(".")
+        if name == "train.seed" or value is None or f"{section}.{field}" not in matters:
+            continue
+        label = section if field == "name" else inner[-1] if inner else field
+        text = value if isinstance(value, str) else json.dumps(value)
+        word = re.sub(r"[^A-Za-z0-9.]+", "_", f"{label}_{text}").strip("_.")[:30]
+        if len("-".join([*words, word])) > 80:
+            break
+        words.append(word)
+    return "-".join([*words, _digest(config, file)])
+
+
+def _digest(config: Config, file: pathlib.Path) -> str:
+    """Eight digits for a run: *what* it computes, where the experiment's file lies as seen from here, and, where
+    a set's name does not say which data it is, their folder."""
+    content: list[Any] = [configs.what(config), os.path.relpath(file.resolve(), pathlib.Path.cwd().resolve())]
     if config.data.name == "folder" or config.data.name.startswith("tfds:"):
         content += [
             str(pathlib.Path(where).resolve()) for where in (config.data.raw_dir, config.data.data_dir) if where
@@ -121,7 +149,8 @@ def _one_length(config: Config, argv: list[str]) -> Config:
 
 def docstring(path: pathlib.Path) -> str:
     """The docstring of a Python file, read without running it; "" where it has none."""
-    return ast.get_docstring(ast.parse(path.read_text())) or ""
+    with tokenize.open(path) as file:  # which knows byte-order marks and coding lines
+        return ast.get_docstring(ast.parse(file.read())) or ""
 
 
 # ---- for every command ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A finished or half-finished run, loaded again: its network, its parameters, its configuration."""
 
 import dataclasses
+import functools
 import pathlib
 import warnings
 from typing import Any
@@ -9,8 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnnjax import models
 from cnnjax.ops.errors import InputError
 from cnnjax.training import checkpoint, rundir
+from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
@@ -30,25 +33,37 @@ class LoadedRun:
     derived: Derived
     step: int
     preprocess: Preprocess
+    not_executed: str | None
+    """Which experiment's file, and why, was not executed, which may define the data; None where it was."""
 
 
-def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
+def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = False) -> LoadedRun:
     """Loads a run without its data and without changing anything in its folder.
+
+    The experiment's file, which may define the network, is executed where it is the one the run was made with (by its
+    sha256) and did not come with the run's folder.
 
     Args:
       run_dir: the run's folder.
       best: the parameters that were best by validation, in place of the newest.
+      trust_code: executes the experiment's file whatever it is and wherever it lies.
 
     Returns:
       The network, its variables and how it is used.
 
     Raises:
-      InputError: the folder holds no run.
+      InputError: the folder holds no run, or its network is defined in a file that is not executed.
       RunError: no checkpoint is intact.
     """
     run_dir = pathlib.Path(run_dir)
     record = rundir.read_config(run_dir)
     config = configs.from_dict(Config, record["config"])
+    not_executed = _execute(record, run_dir, trust_code)
+    if not_executed:
+        network = models.MODELS.get(config.model.name)
+        if network is None or not (trust_code or _is_ours(network)):
+            raise InputError(f"{run_dir}: its network {config.model.name!r} was defined in {not_executed}")
+        warnings.warn(f"{run_dir} was made by {not_executed}", stacklevel=2)
     derived = configs.from_dict(Derived, record["derived"])
     directory = (run_dir / "checkpoints").absolute()
     model = make_model(config, derived.num_classes)
@@ -60,22 +75,50 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False) -> LoadedRun:
         manifest = _choose(directory, best)
         state = checkpoint.restore(directory, manifest, target)
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
-    return LoadedRun(model, state.evaluated, config, derived, manifest.step, preprocess)
+    return LoadedRun(model, state.evaluated, config, derived, manifest.step, preprocess, not_executed)
 
 
-def load(run_dir: str | pathlib.Path, *, best: bool = False) -> tuple[nn.Module, dict[str, Any], Config]:
+def load(
+    run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = False
+) -> tuple[nn.Module, dict[str, Any], Config]:
     """The network, variables and configuration of a run: `model.apply(variables, x)` gives logits.
 
     Args:
       run_dir: the run's folder.
       best: the parameters that were best by validation, in place of the final ones.
+      trust_code: executes the experiment's file whatever it is and wherever it lies.
 
     Raises:
-      InputError: the folder holds no run.
+      InputError: the folder holds no run, or its network is defined in a file that is not executed.
       RunError: no checkpoint is intact.
     """
-    run = load_run(run_dir, best=best)
+    run = load_run(run_dir, best=best, trust_code=trust_code)
     return run.model, run.variables, run.config
+
+
+def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) -> str | None:
+    """Executes a run's experiment file, if that may be; if it may not, its name and why."""
+    file = record.get("experiment_file")
+    if not file:
+        return None  # whoever trained it, in Python, has defined what it needs
+    there = isinstance(file, str) and pathlib.Path(file).is_file()
+    if trust_code and there:
+        codes.execute(pathlib.Path(file))
+        return None
+    reason = codes.why_not_executed(record, run_dir)
+    if reason is None:
+        codes.execute(pathlib.Path(file), record["what"]["code"].values())
+        return None
+    if there:
+        return f"{file}, which is not executed: {reason} (--trust-code, trust_code=True in Python, executes it)"
+    return f"{file}, and {reason} (launched from where it is now, with --workdir {run_dir}, it is found again)"
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether a network, or a function that makes one, is cnnjax's own."""
+    while isinstance(kind, functools.partial):
+        kind = kind.func
+    return str(getattr(kind, "__module__", "")).startswith("cnnjax.")
 
 
 def _choose(directory: pathlib.Path, best: bool) -> checkpoint.Manifest:

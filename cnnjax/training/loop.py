@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import importlib.util
 import itertools
@@ -24,6 +25,7 @@ from cnnjax.analysis import pictures
 from cnnjax.doctor import remembered
 from cnnjax.ops.errors import InputError
 from cnnjax.training import checkpoint, metrics, processes, rundir
+from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
@@ -54,8 +56,10 @@ def train(
     *,
     experiment: str = "experiment",
     experiment_file: str | None = None,
+    defaults: Config | None = None,
     dataset: datasets.Dataset | datasets.PhotoSet | None = None,
     extend: bool = False,
+    accept_code: bool = False,
     profile: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
@@ -66,9 +70,12 @@ def train(
       workdir: the run's folder. A new one starts a run; one with a run of the same *what* goes on from its newest good
         checkpoint; a finished one gives its result again and changes nothing.
       experiment: its name in the result.
-      experiment_file: the Python file it came from, recorded so that commands can load what it defines.
+      experiment_file: the Python file it came from: its sha256, and that of the modules beside it that it imports,
+        belong to *what*; recorded so that commands can load what it defines.
+      defaults: the experiment's own configuration: what `config` changes of it is named in the result.
       dataset: data to use in place of `config.data.name`.
       extend: allows more steps than the run in the folder was made for.
+      accept_code: goes on with an experiment's file, or modules of it, that changed since the run was begun.
       profile: writes a trace of ten steps to `workdir/profile`.
       report: where progress is shown (nowhere when None).
 
@@ -86,15 +93,24 @@ def train(
         began = time.monotonic()
         stack.enter_context(double_precision(config.train.dtype == "float64"))
         configs.check(config)
-        processes.agree("configuration", json.dumps(configs.what(config), sort_keys=True))
-        processes.from_first(lambda: rundir.examine(workdir, config, extend=extend))
-        finished = processes.from_first(lambda: _finished(workdir, config))
+        what = rundir.what(config, codes.hashes(experiment_file))
+        processes.agree("configuration", json.dumps(what, sort_keys=True))
+        examine = functools.partial(rundir.examine, workdir, what, extend=extend, accept_code=accept_code)
+        for line in processes.from_first(examine):
+            report.warn(line)
+        finished = processes.from_first(lambda: _finished(workdir, what))
+
+        def shown_again(result: dict[str, Any]) -> dict[str, Any]:
+            processes.from_first(lambda: _note_moved(workdir, what, experiment_file))
+            report.note(_again(result, workdir))
+            return result
+
         if (
             finished is not None
             and dataset is None
             and processes.from_first(lambda: rundir.same_sources(workdir, config))
         ):
-            return finished
+            return shown_again(finished)
 
         # Wrong names are found before anything slow or lasting.
         mesh = meshes.make_mesh(config.run.devices, config.run.mesh)
@@ -112,7 +128,7 @@ def train(
         processes.agree("sha256 of the data", derived.sha256)
         processes.from_first(lambda: _check_same_data(workdir, derived))
         if finished is not None:
-            return finished
+            return shown_again(finished)
         if not derived.classes and config.train.loss != "squared_error":
             raise InputError(
                 f"train.loss: received {config.train.loss!r}, allowed: 'squared_error', as {dataset.name} is labelled "
@@ -134,19 +150,19 @@ def train(
         def claim() -> bool:
             """Takes the folder, and says whether a run was begun in it."""
             stack.enter_context(rundir.lock(workdir))
-            rundir.examine(workdir, config, extend=extend)  # again, now that no other run can change it
+            examine()  # again, now that no other run can change it
             _check_same_data(workdir, derived)
             return (workdir / "config.json").exists()
 
         begun = processes.from_first(claim)
-        record = functools.partial(_record, workdir, config, derived, mesh, experiment, experiment_file)
+        record = functools.partial(_record, workdir, config, what, derived, mesh, experiment, experiment_file)
         if not begun:
             processes.from_first(lambda: record(0))
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
         stack.enter_context(processes.ending_together(workdir))  # before waiting for a save that can't end
         placement = meshes.state_shardings(shapes, mesh)
-        state, progress = _restore(checkpoints, checkpoint.abstract(shapes, placement), config, report)
+        state, progress = _restore(checkpoints, checkpoint.abstract(shapes, placement), workdir, report)
         progress.since = began
         if begun:
             processes.from_first(lambda: record(progress.step))  # only now that the run is known to go on
@@ -231,7 +247,7 @@ def train(
                 )
             progress.seconds += time.monotonic() - progress.since
             progress.since = time.monotonic()
-            checkpoints.save(step, state, progress.to_meta(step, config), score)
+            checkpoints.save(step, state, progress.to_meta(step, what), score)
 
         stop = stack.enter_context(_StopSignal())
         report.start(progress.step, steps, examples / size)
@@ -302,6 +318,7 @@ def train(
             "seed": config.train.seed,
             "steps": steps,
             "parameters": parameters,
+            "changed": configs.changes(defaults or config, config),
         }
         if "test" in feeds:
             sums, outputs = evaluate(state.evaluated, feeds["test"], keep_outputs=True)
@@ -332,6 +349,7 @@ def train(
                 "versions": versions(),
                 "devices": meshes.describe(mesh),
                 "history": rundir.read_config(workdir)["history"],
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
             assert rows is not None
             rate = schedule(config.optimizer, steps)
@@ -382,8 +400,8 @@ class _Progress:
         """Examples trained on a second, without compilation, evaluation and saving."""
         return self.train_examples / self.train_seconds if self.train_seconds else 0.0
 
-    def to_meta(self, step: int, config: Config) -> dict[str, Any]:
-        values = dataclasses.asdict(self) | {"step": step, "identity": rundir.identity(config)}
+    def to_meta(self, step: int, what: dict[str, Any]) -> dict[str, Any]:
+        values = dataclasses.asdict(self) | {"step": step, "identity": rundir.identity(what)}
         del values["since"]
         return values
 
@@ -393,7 +411,7 @@ class _Progress:
 
 
 def _restore(
-    checkpoints: checkpoint.Checkpoints, target: TrainState, config: Config, report: Report
+    checkpoints: checkpoint.Checkpoints, target: TrainState, workdir: pathlib.Path, report: Report
 ) -> tuple[TrainState | None, _Progress]:
     manifest, complaints = checkpoints.newest_good()
     for complaint in complaints:
@@ -405,7 +423,8 @@ def _restore(
                 f"start from step 0, or put an intact copy there"
             )
         return None, _Progress()
-    if manifest.meta.get("identity") != rundir.identity(config):
+    identity = manifest.meta.get("identity")
+    if not processes.from_first(lambda: rundir.belongs(identity, rundir.read_config(workdir))):
         raise RunError(
             f"checkpoint {manifest.step} in {checkpoints.directory} belongs to a run of another configuration"
         )
@@ -424,13 +443,31 @@ def _best_variables(
         return None
 
 
-def _finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
+def _finished(workdir: pathlib.Path, what: dict[str, Any]) -> dict[str, Any] | None:
     """The result of a run that has made all the steps asked for."""
     if not (workdir / "result.json").exists():
         return None
     result = rundir.read_json(workdir / "result.json")
-    same = rundir.read_config(workdir)["what"] == configs.what(config)
-    return result if same else None
+    return result if rundir.same_configuration(workdir, what) else None
+
+
+def _note_moved(workdir: pathlib.Path, what: dict[str, Any], experiment_file: str | None) -> None:
+    """Records where a finished run's folder and the experiment's file are now, that were moved unchanged."""
+    record = rundir.read_config(workdir)
+    here = {"experiment_file": experiment_file, "place": codes.place(workdir)}
+    same = not codes.changed(record["what"].get("code") or {}, what["code"])
+    if what["code"] and same and record | here != record:
+        rundir.write_json(workdir / "config.json", record | here)
+
+
+def _again(result: dict[str, Any], workdir: pathlib.Path) -> str:
+    """The line about a finished run that is shown, not made."""
+    date = str(result.get("finished", ""))[:16].replace("T", " ")
+    when = f" on {date} UTC" if date else ""
+    return (
+        f"finished{when}, nothing computed: this is the result in {workdir} (more --train.steps with --extend go on; "
+        f"another --workdir starts anew)"
+    )
 
 
 def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
@@ -454,6 +491,7 @@ def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
 def _record(
     workdir: pathlib.Path,
     config: Config,
+    what: dict[str, Any],
     derived: Derived,
     mesh: jax.sharding.Mesh,
     experiment: str,
@@ -467,12 +505,19 @@ def _record(
         history = before["history"]
         if (workdir / "result.json").exists():  # of fewer steps: the run is extended
             (workdir / "result.json").rename(workdir / f"result-{before['derived']['steps']}.json")
-    part = {"from_step": step, "steps": derived.steps, "devices": meshes.describe(mesh), "versions": versions()}
+    part: dict[str, Any] = {
+        "from_step": step,
+        "steps": derived.steps,
+        "devices": meshes.describe(mesh),
+        "versions": versions(),
+    }
+    part |= {"code": what["code"], "git": codes.git_state(experiment_file)}
     record = {
         "experiment": experiment,
         "experiment_file": experiment_file,
+        "place": codes.place(workdir),
         "config": configs.to_dict(config),
-        "what": configs.what(config),
+        "what": what,
         "derived": dataclasses.asdict(derived),
         "history": [*history, part],
     }

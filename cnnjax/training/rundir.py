@@ -15,6 +15,7 @@ import pathlib
 from typing import Any, TextIO
 
 from cnnjax.ops.errors import InputError
+from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import files
 from cnnjax.training.config import Config
@@ -36,18 +37,51 @@ def read_json(path: pathlib.Path) -> Any:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
 
 
-def identity(config: Config) -> dict[str, Any]:
+def what(config: Config, code: codes.Code) -> dict[str, Any]:
+    """*What* a run computes: its configuration's part of that name, and under "code" the files that the user gave."""
+    return configs.what(config) | {"code": code}
+
+
+def identity(what: dict[str, Any]) -> dict[str, Any]:
     """*What* a run computes, apart from how long: what a checkpoint must share with the run that restores it."""
-    return {name: value for name, value in configs.what(config).items() if name not in _HORIZON}
+    return {name: value for name, value in what.items() if name not in _HORIZON}
 
 
-def examine(workdir: pathlib.Path, config: Config, *, extend: bool) -> None:
+def belongs(found: Any, record: dict[str, Any]) -> bool:
+    """Whether a checkpoint's `identity` is that of a run, with its code or one that it had before that was changed.
+
+    Args:
+      found: as the checkpoint has it.
+      record: of the run, its `config.json`.
+    """
+    if not isinstance(found, dict):
+        return False
+    codes_of = lambda what: sorted((what.get("code") or {}).values())
+    if _without_code(found) != _without_code(identity(record["what"])):
+        return False
+    return codes_of(found) in [codes_of(part) for part in (record["what"], *record["history"])]
+
+
+def _without_code(what: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in what.items() if name != "code"}
+
+
+def same_configuration(workdir: pathlib.Path, what: dict[str, Any]) -> bool:
+    """Whether the run in a folder computes the same, the code apart, and for as long."""
+    return _without_code(read_config(workdir)["what"]) == _without_code(what)
+
+
+def examine(workdir: pathlib.Path, what: dict[str, Any], *, extend: bool, accept_code: bool = False) -> list[str]:
     """Refuses a folder that is not this run's, without touching it.
 
     Args:
       workdir: the folder.
-      config: what the run is to compute.
+      what: what the run is to compute.
       extend: allows another number of steps.
+      accept_code: allows other code of the user's than the run was begun with.
+
+    Returns:
+      Lines to say, about code that is not known to be the same.
 
     Raises:
       InputError: it is a file, holds other things, or holds a run with another *what*.
@@ -56,14 +90,15 @@ def examine(workdir: pathlib.Path, config: Config, *, extend: bool) -> None:
         if workdir.exists() and not workdir.is_dir():
             raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
         if (workdir / "config.json").exists():
-            _compare(workdir, config, extend)
-        elif extend:
+            return _compare(workdir, what, extend, accept_code)
+        if extend:
             raise InputError(f"--extend: {workdir} holds no run to extend")
         # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
-        elif workdir.exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
+        if workdir.exists() and set(os.listdir(workdir)) - {".lock", "config.json.tmp"}:
             raise InputError(f"workdir: {workdir} is not empty and holds no run, allowed: an empty or a new folder")
     except OSError as error:  # it may not be looked into, or can't be a name
         raise InputError(f"workdir: {workdir} can't be read ({error.strerror or error})") from error
+    return []
 
 
 def same_sources(workdir: pathlib.Path, config: Config) -> bool:
@@ -91,15 +126,25 @@ def lock(workdir: pathlib.Path) -> TextIO:
     return file
 
 
-def _compare(workdir: pathlib.Path, config: Config, extend: bool) -> None:
-    old, new = read_config(workdir)["what"], configs.what(config)
-    differing = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+def _compare(workdir: pathlib.Path, new: dict[str, Any], extend: bool, accept_code: bool) -> list[str]:
+    old = read_config(workdir)["what"]
+    names = sorted(set(_without_code(old)) | set(_without_code(new)))
+    differing = [name for name in names if old.get(name) != new.get(name)]
     if extend:
         differing = [name for name in differing if name not in _HORIZON]
     if differing:
         shown = "; ".join(f"{name} was {old.get(name)!r}, received {new.get(name)!r}" for name in differing)
         longer = " (--extend allows more steps)" if set(differing) <= set(_HORIZON) else ""
         raise InputError(f"workdir: {workdir} holds a run of another configuration: {shown}{longer}")
+    if not old.get("code"):
+        return [f"{workdir} does not say which code it was begun with: it can't be compared"] * bool(new["code"])
+    changed = ", ".join(codes.changed(old["code"], new["code"]))
+    if changed and not accept_code:
+        raise InputError(
+            f"workdir: {workdir} holds a run of other code: {changed} since (another --workdir starts anew, "
+            f"--accept-code goes on in this one with the code as it is now)"
+        )
+    return [f"{workdir} was begun with other code: {changed} since"] if changed else []
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
