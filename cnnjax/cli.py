@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cnnjax.ops.errors import InputError, unknown
-from cnnjax.terminal import Column, say, table, width_of
+from cnnjax.terminal import Column, one_line, say, table, width_of
 from cnnjax.training import code
 from cnnjax.training.config import FIELDS, Config, eval_resize
 from cnnjax.training.launch import docstring, exit_status, parse
@@ -113,7 +113,7 @@ def _open_run(run: pathlib.Path, best: bool, trust_code: bool) -> "LoadedRun":
         warnings.simplefilter("always")
         loaded = load_run(run, best=best, trust_code=trust_code)
     for warning in found:
-        print(f"warning: {warning.message}", file=sys.stderr)
+        say(f"warning: {one_line(str(warning.message))}", sys.stderr)
     return loaded
 
 

@@ -158,7 +158,7 @@ def test_without_a_workdir_the_same_command_finds_its_run(output, tmp_path, monk
         ("", "seed0"),
         ("--train.seed 3 --run.log-every 7", "seed3"),
         ("--model.fields act=tanh pool=avg --train.steps 60", "seed0-act_tanh-pool_avg-steps_60"),
-        ("--model.name lenet5 --optimizer.learning-rate 0.05 --data.flip", "seed0-model_lenet5-flip_true-learning_rate_0.05"),
+        ("--model.name lenet5 --optimizer.warmup 0.5 --data.flip", "seed0-model_lenet5-flip_true-warmup_0.5"),
         ("--data.name tfds:mnist/3.0 --optimizer.name sgd", "seed0-data_tfds_mnist_3.0-optimizer_sgd"),
         ("--data.size 20 24 --quick", "seed0-quick-size_20_24"),
         (f"--model.fields act={'tanh' * 30} a=1 conv={'xla' * 30} b=2", f"seed0-act_{('tanh' * 30)[:26]}-a_1"),

@@ -11,7 +11,7 @@ import pytest
 import cnnjax
 from cnnjax import cli, models
 from cnnjax.ops.errors import InputError
-from cnnjax.training import checkpoint, code, rundir
+from cnnjax.training import checkpoint, code, files, rundir
 from cnnjax.training.launch import docstring
 
 EXPERIMENT = '''"""A network in a file of one's own, with a part of it in another."""
@@ -173,7 +173,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_line(place, capsys):
     manifest = run / "checkpoints" / "2.json"
     content = json.loads(manifest.read_text())["content"]
     del content["meta"]["identity"]["code"]
-    manifest.write_text(json.dumps({"content": content, "sha256": checkpoint._seal(content)}))
+    manifest.write_text(json.dumps({"content": content, "sha256": files.seal(content)}))
     assert command("evaluate", run) == 2
     assert "earlier version" in capsys.readouterr().err
     assert command("run", file, "--workdir", run, "--train.steps", 3, "--extend") == 0
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_other_code_is_another_runs(place, capsys):
     manifest = run / "checkpoints" / "2.json"
     content = json.loads(manifest.read_text())["content"]
     content["meta"]["identity"]["code"]["mine.py"] = "0" * 64
-    manifest.write_text(json.dumps({"content": content, "sha256": checkpoint._seal(content)}))
+    manifest.write_text(json.dumps({"content": content, "sha256": files.seal(content)}))
     assert command("run", file, "--workdir", run, "--train.steps", 3, "--extend") == 1
     assert "belongs to a run of another configuration" in capsys.readouterr().err
 
