@@ -48,7 +48,7 @@ class Layer:
     padding: tuple[tuple[int, int], ...] = ()
     """What is added before and after, along each axis."""
     dilation: tuple[int, ...] = ()
-    """The distance between neighbouring taps of the kernel along each axis."""
+    """The distance between neighbouring taps of the kernel or pooling window along each axis."""
     groups: int = 1
     """How many groups the channels are in."""
     parameters: int = 0
@@ -304,7 +304,12 @@ MERGES = {"add": "+", "multiply": "×", "concatenate": "concat"}
 """The kinds of layers that put others together, with what stands for each in a drawing."""
 _OPAQUE = {"while": "while loop", "cond": "branches", "scan": "loop"}
 # Functions of `cnnjax.ops` that are traced under a scope of their name.
-_FUNCTIONS = {"cnnjax_local_response_norm": "response norm", "cnnjax_adaptive_avg_pool": "adaptive average pool"}
+_FUNCTIONS = {
+    "cnnjax_local_response_norm": "response norm",
+    "cnnjax_adaptive_avg_pool": "adaptive average pool",
+    "cnnjax_adaptive_max_pool": "adaptive max pool",
+    "cnnjax_lp_pool": "LP pool",
+}
 
 
 class _Reader:
@@ -449,7 +454,7 @@ def _measure(layer: Layer, eqn: Any, scopes: Sequence[str]) -> None:
     elif primitive in _POOLS:
         spatial = slice(1, -1)
         layer.window, layer.strides = params["window_dimensions"][spatial], params["window_strides"][spatial]
-        layer.padding = params["padding"][spatial]
+        layer.padding, layer.dilation = params["padding"][spatial], params["window_dilation"][spatial]
 
 
 def _meetings(shape: Sequence[int], kernel: Sequence[int], output: Sequence[int], params: dict[str, Any]) -> int:

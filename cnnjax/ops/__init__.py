@@ -6,7 +6,7 @@ and `flax.linen`; the module `reference` holds convolution and pooling in NumPy,
 """
 
 from cnnjax.ops import filters, reference
-from cnnjax.ops.adaptive_pool import adaptive_avg_pool
+from cnnjax.ops.adaptive_pool import adaptive_avg_pool, adaptive_max_pool
 from cnnjax.ops.conv import CONV_IMPLEMENTATIONS, ConvImplementation, conv_general_dilated, conv_implementation
 from cnnjax.ops.errors import InputError
 from cnnjax.ops.global_pool import global_avg_pool, global_max_pool
@@ -26,6 +26,7 @@ __all__ = [
     "ConvImplementation",
     "InputError",
     "adaptive_avg_pool",
+    "adaptive_max_pool",
     "avg_pool",
     "bilinear_kernel",
     "conv_general_dilated",

@@ -100,8 +100,7 @@ def conv_spec(
     dilated_space = tuple(map(sizes.dilated, lhs_space, lhs_dilation))
     spans = tuple(map(sizes.dilated, rhs_space, rhs_dilation))
     pairs = sizes.padding_pairs(padding, dilated_space, spans, strides)
-    if any(size + low + high < 0 for size, (low, high) in zip(dilated_space, pairs, strict=True)):
-        raise InputError(f"padding must not crop more than there is: got {pairs} for spatial sizes {dilated_space}")
+    sizes.check_crop(dilated_space, pairs)
     feature_group_count, batch_group_count = _check_groups(
         feature_group_count,
         batch_group_count,

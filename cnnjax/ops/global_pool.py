@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from cnnjax.ops import primitives
 from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
 
@@ -32,6 +33,8 @@ def global_max_pool(inputs: ArrayLike, keepdims: bool = False) -> Array:
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     space = _space(inputs)
+    if primitives.wanted():
+        return jnp.max(inputs, axis=tuple(range(1, inputs.ndim - 1)), keepdims=keepdims)
     batch, *_, channels = inputs.shape
     x = inputs.reshape(batch, math.prod(space), channels)
     # Not jnp.max, which would divide the gradient among equal maxima.

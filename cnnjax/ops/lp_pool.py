@@ -4,23 +4,28 @@ import math
 import numbers
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from cnnjax.ops import primitives
 from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array
-from cnnjax.ops.pool import max_pool
+from cnnjax.ops.pool import max_pool, reduce_windows
 from cnnjax.ops.pool_spec import pool_spec
 from cnnjax.ops.windows import windows
 
 
+@jax.named_scope("cnnjax_lp_pool")
 def lp_pool(
     inputs: ArrayLike,
     p: float,
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
+    window_dilation: Sequence[int] | None = None,
 ) -> Array:
     """The p-norm of each window, each channel by itself:
 
@@ -45,6 +50,7 @@ def lp_pool(
       window_shape: size of the window along each spatial axis.
       strides: distance between neighbouring windows along each; 1 by default.
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; what is added is zero.
+      window_dilation: distance between neighbouring elements of a window along each; 1 by default.
 
     Returns:
       [..., *space, channel], of the dtype of `inputs`, or the default float for integers. bfloat16 and float16 are
@@ -59,12 +65,15 @@ def lp_pool(
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     if not isinstance(p, numbers.Real) or not p >= 1:
         raise InputError(f"p must be a number, 1 or more, or math.inf: got {p!r}")
-    spec = pool_spec(inputs.shape, window_shape, strides, padding)
+    spec = pool_spec(inputs.shape, window_shape, strides, padding, window_dilation)
     result = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.inexact) else jnp.result_type(float)
     x = inputs.astype(accumulator(result))
     if p == math.inf:
-        largest = max_pool(_magnitude(x), window_shape, strides, padding)
+        largest = max_pool(_magnitude(x), window_shape, strides, padding, window_dilation)
         return jnp.where(largest == -jnp.inf, 0, largest).astype(result)  # the maximum of nothing
+    if primitives.wanted():
+        total = reduce_windows(_power_of_magnitude(x, p), spec, np.zeros((), x.dtype), lax.add)
+        return (total ** (1 / p)).astype(result)
 
     taps = windows(x, spec)  # [tap, ..., *output_space, channel]
     # The norm is scale * norm(taps / scale) whatever the scale, so no derivative goes through it.

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from cnnjax.ops import primitives
 from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import as_array
-from cnnjax.ops.pool_spec import PoolSpec, pool_spec
+from cnnjax.ops.pool_spec import Along, PoolSpec, pool_spec
 from cnnjax.ops.windows import combine_windows, lowest, pad_to_windows
 
 
@@ -23,6 +23,7 @@ def max_pool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
+    window_dilation: Sequence[int] | None = None,
 ) -> Array:
     """The maximum of each window, each channel by itself.
 
@@ -38,6 +39,8 @@ def max_pool(
       window_shape: size of the window along each spatial axis.
       strides: distance between neighbouring windows along each; 1 by default.
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; what is added is less than every number.
+      window_dilation: distance between neighbouring elements of a window along each; 1 by default. A window of k then
+        spans (k - 1) window_dilation + 1 elements, and that is what the padding and the number of windows go by.
 
     Returns:
       [..., *space, channel], of the dtype of `inputs`.
@@ -49,62 +52,61 @@ def max_pool(
     inputs = as_array("inputs", inputs)
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
-    spec = pool_spec(inputs.shape, window_shape, strides, padding)
+    spec = pool_spec(inputs.shape, window_shape, strides, padding, window_dilation)
+    if primitives.wanted():
+        return reduce_windows(inputs, spec, lowest(inputs.dtype), lax.max)
     if 0 in spec.output_space:
         return jnp.zeros((*inputs.shape[: spec.axes[0]], *spec.output_space, inputs.shape[-1]), inputs.dtype)
-    if primitives.wanted():
-        return _reduce_windows(inputs, spec, lowest(inputs.dtype), lax.max)
-    if math.prod(spec.window) <= 4 and all(s >= k for s, k in zip(spec.strides, spec.window, strict=True)):
+    if math.prod(spec.window) <= 4 and all(along.step >= along.span for along in spec.along):
         return _max_of_blocks(inputs, spec)
     # The maximum over a window is the maximum over its rows of the maximum along each row, and the first maximum in
     # row-major order lies in the first row that attains it: so one axis at a time, the last one first.
     maximum = pad_to_windows(inputs, spec, lowest(inputs.dtype))
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.output_space, strict=True))
-    for along in reversed(along_axes):
-        maximum = _max_along(maximum, *along)
+    for along in reversed(spec.along):
+        maximum = _max_of_windows(maximum, along)
     return maximum
 
 
 def _max_of_blocks(x: Array, spec: PoolSpec) -> Array:
-    """The maximum of windows that don't overlap: each is inside a block of its own, as large as the strides.
+    """The maximum of windows that don't overlap: each is inside a block of its own, as large as the steps.
 
     Then the taps are slices of one reshaped array, and their gradients go back without a sum: for 2x2 windows half of
     the time that one axis after the other takes.
     """
     x = pad_to_windows(x, spec, lowest(x.dtype))
-    for i, (axis, stride, outputs) in enumerate(zip(spec.axes, spec.strides, spec.output_space, strict=True)):
-        axis += i  # each axis before became two
-        x = x.reshape(*x.shape[:axis], outputs, stride, *x.shape[axis + 1 :])
+    for i, along in enumerate(spec.along):
+        axis = along.axis + i  # each axis before became two
+        x = x.reshape(*x.shape[:axis], along.outputs, along.step, *x.shape[axis + 1 :])
     every = slice(None)
-    taps = itertools.product(*map(range, spec.window))
+    taps = itertools.product(*(range(0, along.span, along.dilation) for along in spec.along))
     seen = [x[(every,) * spec.axes[0] + tuple(i for tap in at for i in (every, tap))] for at in taps]
     return functools.reduce(_first_maximum, seen)
 
 
-def _max_along(x: Array, axis: int, window: int, stride: int, outputs: int) -> Array:
+def _max_of_windows(x: Array, along: Along) -> Array:
     """The maximum of each window along one axis of a padded array.
 
-    A window and the distance to the next consist of whole blocks, as large as their greatest common divisor: windows
-    side by side are one block each.
+    A window without gaps and the distance to the next consist of whole blocks, as large as their greatest common
+    divisor: windows side by side are one block each.
     """
-    block = math.gcd(window, stride)
+    axis, block = along.axis, math.gcd(along.window, along.step) if along.dilation == 1 else 1
     if block > 2:
-        x = _max_of(x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :]), axis + 1)
-        window, stride = window // block, stride // block
-    return combine_windows(_first_maximum, x, axis, window, stride, outputs)
+        x = max_along(x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :]), axis + 1)
+        along = along._replace(window=along.window // block, step=along.step // block)
+    return combine_windows(_first_maximum, x, along)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_of(x: Array, axis: int) -> Array:
+def max_along(x: Array, axis: int) -> Array:
     """The maximum along an axis; its gradient goes to the first place of it, or to the last NaN."""
     # Not x.max(axis), which loses some NaNs on CPU (jaxlib 0.10.2).
     return lax.reduce(x, lowest(x.dtype), _first_maximum, (axis,))
 
 
-@_max_of.defjvp
+@max_along.defjvp
 def _(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    y = _max_of(x, axis)
+    y = max_along(x, axis)
     place = lax.broadcasted_iota(jnp.int32, x.shape, axis) + jnp.zeros_like(x, jnp.int32)  # sharded as x is
     # The least of these is that of the first maximum, or, below zero, that of the last NaN.
     is_maximum = x == jnp.expand_dims(y, axis)
@@ -126,6 +128,7 @@ def avg_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
     count_include_pad: bool = True,
+    window_dilation: Sequence[int] | None = None,
 ) -> Array:
     """The mean of each window, each channel by itself.
 
@@ -136,6 +139,7 @@ def avg_pool(
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; what is added is zero.
       count_include_pad: whether the padding counts as elements of the window. If not, the mean of a window with nothing
         but padding is NaN.
+      window_dilation: distance between neighbouring elements of a window along each; 1 by default.
 
     Returns:
       [..., *space, channel], of the dtype of `inputs`, or the default float for integers. bfloat16 and float16 are
@@ -148,28 +152,37 @@ def avg_pool(
     inputs = as_array("inputs", inputs)
     if inputs.dtype == jnp.bool_:
         raise TypeError(f"inputs must hold numbers: got {inputs.dtype}")
-    spec = pool_spec(inputs.shape, window_shape, strides, padding)
+    spec = pool_spec(inputs.shape, window_shape, strides, padding, window_dilation)
     result = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.inexact) else jnp.result_type(float)
     dtype = accumulator(result)
-    counts = np.prod(spec.window) if count_include_pad else _elements_inside(inputs.shape, spec)
-    sums = _reduce_windows(inputs.astype(dtype), spec, np.zeros((), dtype), lax.add)
-    return (sums / jnp.asarray(counts, dtype)).astype(result)
+    sums = reduce_windows(inputs.astype(dtype), spec, np.zeros((), dtype), lax.add)
+    if count_include_pad:
+        counts = jnp.asarray(math.prod(spec.window), dtype)
+    else:
+        counts = _elements_inside(inputs.shape, spec).astype(dtype)
+    return (sums / counts).astype(result)
 
 
-def _reduce_windows(x: Array, spec: PoolSpec, of_none: ArrayLike, combine: Callable[..., Array]) -> Array:
+def reduce_windows(x: Array, spec: PoolSpec, of_none: ArrayLike, combine: Callable[..., Array]) -> Array:
     """What `combine` makes of each window; `of_none` where none of it is inside."""
     along = lambda values, other: [values[spec.axes.index(i)] if i in spec.axes else other for i in range(x.ndim)]
     return lax.reduce_window(
-        x, of_none, combine, along(spec.window, 1), along(spec.strides, 1), along(spec.padding, (0, 0))
+        x,
+        of_none,
+        combine,
+        along(spec.window, 1),
+        along(spec.strides, 1),
+        along(spec.padding, (0, 0)),
+        window_dilation=along(spec.window_dilation, 1),
     )
 
 
-def _elements_inside(shape: Sequence[int], spec: PoolSpec) -> np.ndarray:
-    """How many elements of each window are not padding: [*output_space, 1]."""
+def _elements_inside(shape: Sequence[int], spec: PoolSpec) -> Array:
+    """How many elements of each window are not padding: int32, [1, ..., *output_space, 1]."""
     inside = []
-    for axis, window, stride, (low, _), outputs in zip(
-        spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True
-    ):
-        start = np.arange(outputs) * stride - low
-        inside.append(np.maximum(0, np.minimum(start + window, shape[axis]) - np.maximum(start, 0)))
-    return functools.reduce(np.multiply.outer, inside, np.ones((), int))[..., None]
+    for along in spec.along:
+        start = jnp.arange(along.outputs, dtype=jnp.int32)[:, None] * along.step - along.low
+        taps = start + jnp.arange(0, along.span, along.dilation, dtype=jnp.int32)[None]  # [output, tap]
+        counts = ((taps >= 0) & (taps < shape[along.axis])).sum(1, dtype=jnp.int32)
+        inside.append(lax.expand_dims(counts, [i for i in range(len(shape)) if i != along.axis]))
+    return functools.reduce(jnp.multiply, inside)

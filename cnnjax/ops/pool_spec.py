@@ -2,9 +2,32 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cnnjax.ops import sizes
 from cnnjax.ops.errors import InputError
+
+
+class Along(NamedTuple):
+    """A pooling along one axis of its input, for the methods that are written by hand."""
+
+    axis: int
+    """The axis."""
+    window: int
+    """How many elements a window has."""
+    dilation: int
+    """Distance between neighbouring elements of a window."""
+    step: int
+    """Distance between neighbouring windows; where there is one alone, its span, whatever the stride."""
+    low: int
+    """The padding before the first element; a negative number crops."""
+    outputs: int
+    """Number of windows."""
+
+    @property
+    def span(self) -> int:
+        """From the first element of a window to the last, both included."""
+        return sizes.dilated(self.window, self.dilation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,9 +36,10 @@ class PoolSpec:
 
     Attributes:
       axes: the axes of the input that the window moves along, all but the last and those before.
-      window: size of the window along each.
-      strides: distance between neighbouring windows along each; the window's size where there is one alone.
+      window: number of elements of the window along each.
+      strides: distance between neighbouring windows along each.
       padding: a (low, high) pair along each; a negative number crops.
+      window_dilation: distance between neighbouring elements of a window along each.
       output_space: number of windows along each.
     """
 
@@ -23,7 +47,24 @@ class PoolSpec:
     window: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[sizes.Pair, ...]
+    window_dilation: tuple[int, ...]
     output_space: tuple[int, ...]
+
+    @property
+    def along(self) -> tuple[Along, ...]:
+        """The same axis by axis."""
+        return tuple(
+            Along(axis, window, dilation, sizes.dilated(window, dilation) if outputs == 1 else stride, low, outputs)
+            for axis, window, stride, (low, _), dilation, outputs in zip(
+                self.axes,
+                self.window,
+                self.strides,
+                self.padding,
+                self.window_dilation,
+                self.output_space,
+                strict=True,
+            )
+        )
 
 
 def pool_spec(
@@ -31,12 +72,13 @@ def pool_spec(
     window_shape: Sequence[int],
     strides: Sequence[int] | None,
     padding: str | Sequence[sizes.Pair],
+    window_dilation: Sequence[int] | None = None,
 ) -> PoolSpec:
     """Checks the arguments of a pooling and resolves them.
 
     Args:
       shape: of the input, [..., *space, channel].
-      window_shape, strides, padding: as `cnnjax.ops.max_pool` takes them.
+      window_shape, strides, padding, window_dilation: as `cnnjax.ops.max_pool` takes them.
 
     Returns:
       The `PoolSpec` they stand for.
@@ -47,20 +89,21 @@ def pool_spec(
     rank = sizes.number_of_axes("window_shape", window_shape)
     window = sizes.per_axis("window_shape", window_shape, rank)
     strides = sizes.per_axis("strides", (1,) * rank if strides is None else strides, rank)
+    dilation = sizes.per_axis("window_dilation", (1,) * rank if window_dilation is None else window_dilation, rank)
     if len(shape) < rank + 1:
         raise InputError(
             f"inputs must have {rank} spatial axes and then one of channels for window_shape {window}: "
             f"got shape {tuple(shape)}"
         )
     space = tuple(shape[-rank - 1 : -1])
-    pairs = sizes.padding_pairs(padding, space, window, strides)
-    if any(size + low + high < 0 for size, (low, high) in zip(space, pairs, strict=True)):
-        raise InputError(f"padding must not crop more than there is: got {pairs} for spatial sizes {space}")
-    counts = tuple(map(sizes.number_of_windows, space, window, strides, pairs))
+    spans = tuple(map(sizes.dilated, window, dilation))
+    pairs = sizes.padding_pairs(padding, space, spans, strides)
+    sizes.check_crop(space, pairs)
     return PoolSpec(
         axes=tuple(range(len(shape) - rank - 1, len(shape) - 1)),
         window=window,
-        strides=tuple(k if count == 1 else s for count, k, s in zip(counts, window, strides, strict=True)),
+        strides=strides,
         padding=pairs,
-        output_space=counts,
+        window_dilation=dilation,
+        output_space=tuple(map(sizes.number_of_windows, space, spans, strides, pairs)),
     )

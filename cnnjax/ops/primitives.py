@@ -12,7 +12,7 @@ BY = "cnnjax_by_"
 
 @contextlib.contextmanager
 def as_primitives() -> Generator[None]:
-    """While it lasts, a convolution is traced as `conv_general_dilated` and max pooling as `reduce_window_max`.
+    """While it lasts, convolution is traced as `conv_general_dilated`, and pooling as `reduce_window_max` and the like.
 
     The convolution stands under a `jax.named_scope` of `BY` and the implementation that would compute it. Functions
     that are traced meanwhile have the same values up to rounding; `cnnjax.analysis` reads networks so.

@@ -6,7 +6,7 @@ own. (It does use the same check of the arguments, whose result it throws away.)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,7 @@ def max_pool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
+    window_dilation: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The maximum of each window, each channel by itself.
 
@@ -157,6 +158,7 @@ def max_pool(
       window_shape: size of the window along each.
       strides: distance between neighbouring windows along each; 1 by default.
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; padding is less than every number.
+      window_dilation: distance between neighbouring elements of a window along each; 1 by default.
 
     Returns:
       [..., *space, channel], of the dtype of `inputs`.
@@ -165,10 +167,11 @@ def max_pool(
       InputError: as `cnnjax.ops.max_pool`.
     """
     inputs = np.asarray(inputs)
-    x, positions, strides = _pool_input(inputs, window_shape, strides, padding, fill=_lowest(inputs.dtype))
+    arguments = window_shape, strides, padding, window_dilation
+    x, positions, window = _pool_input(inputs, *arguments, fill=_lowest(inputs.dtype))
     y = np.zeros((*positions, *x.shape[len(positions) :]), x.dtype)
     for p in np.ndindex(*positions):
-        y[p] = x[_window(p, strides, window_shape)].max(axis=tuple(range(len(positions))))
+        y[p] = x[window(p)].max(axis=tuple(range(len(positions))))
     return _space_back(y, len(positions))
 
 
@@ -178,6 +181,7 @@ def avg_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
     count_include_pad: bool = True,
+    window_dilation: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The mean of each window, each channel by itself.
 
@@ -188,6 +192,7 @@ def avg_pool(
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; padding is zero.
       count_include_pad: whether the padding counts as elements of the window. If not, the mean of a window with nothing
         but padding is NaN.
+      window_dilation: distance between neighbouring elements of a window along each; 1 by default.
 
     Returns:
       [..., *space, channel], of the dtype of `inputs`, or float64 for integers. Sums are in float64 (or complex128).
@@ -198,15 +203,52 @@ def avg_pool(
     inputs = np.asarray(inputs)
     result = np.dtype(np.float64) if np.issubdtype(inputs.dtype, np.integer) else inputs.dtype
     inputs = inputs.astype(_wide(inputs.dtype))
-    x, positions, steps = _pool_input(inputs, window_shape, strides, padding, fill=0)
-    inside, _, _ = _pool_input(np.ones_like(inputs), window_shape, strides, padding, fill=int(count_include_pad))
+    arguments = window_shape, strides, padding, window_dilation
+    x, positions, window = _pool_input(inputs, *arguments, fill=0)
+    inside, _, _ = _pool_input(np.ones_like(inputs), *arguments, fill=int(count_include_pad))
     y = np.zeros((*positions, *x.shape[len(positions) :]), x.dtype)
     for p in np.ndindex(*positions):
-        window = _window(p, steps, window_shape)
         axes = tuple(range(len(positions)))
         with np.errstate(invalid="ignore"):  # 0/0 where there is only padding
-            y[p] = x[window].sum(axis=axes) / inside[window].sum(axis=axes)
+            y[p] = x[window(p)].sum(axis=axes) / inside[window(p)].sum(axis=axes)
     return _space_back(y, len(positions)).astype(result)
+
+
+def adaptive_avg_pool(inputs: ArrayLike, output_space: Sequence[int]) -> np.ndarray:
+    """The means of windows that cover the input, from floor(i n / m) to ceil((i + 1) n / m) for output i of m.
+
+    Args:
+      inputs: [..., *space, channel], with as many spatial axes as `output_space` has entries; floating point.
+      output_space: how many outputs there are along each.
+
+    Returns:
+      [..., *output_space, channel], of the dtype of `inputs`. Sums are in float64 (or complex128).
+    """
+    inputs = np.asarray(inputs)
+    return _adaptive(inputs.astype(_wide(inputs.dtype)), output_space, np.mean).astype(inputs.dtype)
+
+
+def adaptive_max_pool(inputs: ArrayLike, output_space: Sequence[int]) -> np.ndarray:
+    """The maxima of these windows; arguments as for `adaptive_avg_pool`, but that the inputs may be any real numbers.
+
+    Returns:
+      [..., *output_space, channel], of the dtype of `inputs`.
+    """
+    return _adaptive(np.asarray(inputs), output_space, np.max)
+
+
+def _adaptive(inputs: np.ndarray, output_space: Sequence[int], reduce: Callable[..., np.ndarray]) -> np.ndarray:
+    """What `reduce` makes of each window."""
+    n = len(output_space)
+    x = np.moveaxis(inputs, range(-n - 1, -1), range(n))
+    y = np.zeros((*output_space, *x.shape[n:]), x.dtype)
+    for p in np.ndindex(*output_space):
+        ends = [
+            (i * size // m, math.ceil((i + 1) * size / m))
+            for i, size, m in zip(p, x.shape[:n], output_space, strict=True)
+        ]
+        y[p] = reduce(x[tuple(slice(first, last) for first, last in ends)], axis=tuple(range(n)))
+    return _space_back(y, n)
 
 
 def _pool_input(
@@ -214,15 +256,18 @@ def _pool_input(
     window_shape: Sequence[int],
     strides: Sequence[int] | None,
     padding: str | Sequence[tuple[int, int]],
+    window_dilation: Sequence[int] | None,
     fill: Any,
-) -> tuple[np.ndarray, list[int], Sequence[int]]:
-    """The padded input with its spatial axes first, the number of windows along each, and the strides."""
-    pool_spec(inputs.shape, window_shape, strides, padding)  # raises; its result is not used
+) -> tuple[np.ndarray, list[int], Callable[[Sequence[int]], tuple[slice, ...]]]:
+    """The padded input with its spatial axes first, the number of windows along each, and where the window at p is."""
+    pool_spec(inputs.shape, window_shape, strides, padding, window_dilation)  # raises; its result is not used
     n = len(window_shape)
-    strides = [1] * n if strides is None else strides
+    steps = [1] * n if strides is None else strides
+    dilations = [1] * n if window_dilation is None else window_dilation
+    extent = [(k - 1) * d + 1 for k, d in zip(window_shape, dilations, strict=True)]
     x = np.moveaxis(inputs, range(-n - 1, -1), range(n))
-    x = _pad_or_crop(x, _pairs(padding, x.shape[:n], window_shape, strides), fill)
-    return x, _positions(x.shape[:n], window_shape, strides), strides
+    x = _pad_or_crop(x, _pairs(padding, x.shape[:n], extent, steps), fill)
+    return x, _positions(x.shape[:n], extent, steps), lambda p: _window(p, steps, extent, dilations)
 
 
 def _space_back(y: np.ndarray, n: int) -> np.ndarray:
@@ -303,9 +348,7 @@ def _positions(inputs: Sequence[int], windows: Sequence[int], strides: Sequence[
 
 
 def _window(
-    p: Sequence[int], strides: Sequence[int], extent: Sequence[int], dilations: Sequence[int] | None = None
+    p: Sequence[int], strides: Sequence[int], extent: Sequence[int], dilations: Sequence[int]
 ) -> tuple[slice, ...]:
     """What output position p looks at: elements p stride + k dilation along each axis."""
-    return tuple(
-        slice(i * s, i * s + e, d) for i, s, e, d in zip(p, strides, extent, dilations or [1] * len(p), strict=True)
-    )
+    return tuple(slice(i * s, i * s + e, d) for i, s, e, d in zip(p, strides, extent, dilations, strict=True))

@@ -5,13 +5,15 @@ One axis of size W, padded by P on both sides, is covered by windows of F elemen
     (W - F + 2P)/S + 1
 
 windows fit, rounded down. A dilation D spreads the window's F taps over (F - 1) D + 1 elements. Every axis goes by
-itself.
+itself. An axis may have a symbolic size, as in `jax.export`: then so does what is made of it.
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
 """
 
 import operator
 from collections.abc import Iterable, Sequence, Sized
 from typing import overload
+
+from jax.core import max_dim
 
 from cnnjax.ops.errors import InputError, unknown
 
@@ -106,12 +108,12 @@ def _require_fit(input: int, span: int, stride: int, pair: Pair) -> None:
 
 def dilated(size: int, dilation: int) -> int:
     """Elements that `size` taps span when they stand `dilation` apart; no taps span none."""
-    return (size - 1) * dilation + 1 if size else 0
+    return max_dim((size - 1) * dilation + 1, 0)
 
 
 def number_of_windows(input: int, span: int, stride: int, pair: Pair) -> int:
     """How many windows of `span` elements, `stride` apart, fit into `input` elements padded by `pair`; 0 if none."""
-    return max(0, (input + sum(pair) - span) // stride + 1)
+    return max_dim((input + sum(pair) - span) // stride + 1, 0)
 
 
 def padding_pairs(
@@ -154,9 +156,22 @@ def padding_pairs(
 
 def _same(input: int, span: int, stride: int, *, extra_low: bool) -> Pair:
     """The padding that makes ceil(input / stride) windows fit, halved between the sides."""
-    total = max(0, (-(-input // stride) - 1) * stride + span - input)
+    total = max_dim((-(-input // stride) - 1) * stride + span - input, 0)
     less, more = total // 2, total - total // 2
     return (more, less) if extra_low else (less, more)
+
+
+def check_crop(inputs: Sequence[int], pairs: Sequence[Pair]) -> None:
+    """Refuses a padding that crops more than there is; of a symbolic size that can't be known.
+
+    Args:
+      inputs: size of each axis.
+      pairs: its (low, high) padding.
+    """
+    if any(isinstance(size, int) and size + low + high < 0 for size, (low, high) in zip(inputs, pairs, strict=True)):
+        raise InputError(
+            f"padding must not crop more than there is: got {tuple(pairs)} for spatial sizes {tuple(inputs)}"
+        )
 
 
 def per_axis(name: str, value: object, axes: int, *, scalar: bool = False) -> tuple[int, ...]:

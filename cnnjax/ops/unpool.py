@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
-from cnnjax.ops import sizes
+from cnnjax.ops import primitives, sizes
 from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError, as_array, unknown
+from cnnjax.ops.pool import reduce_windows
 from cnnjax.ops.pool_spec import pool_spec
 from cnnjax.ops.windows import combine_windows, lowest, pad_to_windows
 
@@ -29,6 +30,7 @@ def max_pool_with_switches(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
+    window_dilation: Sequence[int] | None = None,
 ) -> tuple[Array, Array]:
     """The maximum of each window, each channel by itself, and where it was.
 
@@ -43,6 +45,7 @@ def max_pool_with_switches(
       window_shape: size of the window along each spatial axis.
       strides: distance between neighbouring windows along each; 1 by default.
       padding: "VALID", "SAME", "SAME_LOWER" or a (low, high) pair for each; what is added is less than every number.
+      window_dilation: distance between neighbouring elements of a window along each; 1 by default.
 
     Returns:
       Two arrays [..., *output_space, channel]: the maxima, of the dtype of `inputs`, and the switches, int32: the
@@ -56,7 +59,7 @@ def max_pool_with_switches(
     inputs = as_array("inputs", inputs)
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
-    spec = pool_spec(inputs.shape, window_shape, strides, padding)
+    spec = pool_spec(inputs.shape, window_shape, strides, padding, window_dilation)
     space = [inputs.shape[axis] for axis in spec.axes]
     if math.prod(space) > np.iinfo(np.int32).max:
         raise InputError(
@@ -69,9 +72,10 @@ def max_pool_with_switches(
     positions = jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*space, 1)
     switches = positions + jnp.zeros_like(inputs, jnp.int32)  # sharded as the inputs are
     best = pad_to_windows(inputs, spec, lowest(inputs.dtype)), pad_to_windows(switches, spec, jnp.int32(-1))
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.output_space, strict=True))
-    for along in reversed(along_axes):
-        best = combine_windows(_first_of_the_larger, best, *along)
+    for along in reversed(spec.along):
+        best = combine_windows(_first_of_the_larger, best, along)
+    if primitives.wanted():
+        return reduce_windows(inputs, spec, lowest(inputs.dtype), lax.max), best[1]
     return best
 
 

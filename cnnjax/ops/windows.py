@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
-from cnnjax.ops.pool_spec import PoolSpec
+from cnnjax.ops.pool_spec import Along, PoolSpec
 
 
 def windows(x: Array, spec: PoolSpec) -> Array:
@@ -29,10 +30,9 @@ def windows(x: Array, spec: PoolSpec) -> Array:
     """
     rank = x.ndim
     x = pad_to_windows(x, spec, jnp.zeros((), x.dtype))
-    along_axes = list(zip(spec.axes, spec.window, spec.strides, spec.output_space, strict=True))
-    for axis, window, stride, outputs in reversed(along_axes):
-        axis += x.ndim - rank  # an axis of taps is put in front each time
-        x = jnp.stack([seen_by(tap, x, axis, stride, outputs) for tap in range(window)])
+    for a in reversed(spec.along):
+        axis = a.axis + x.ndim - rank  # an axis of taps is put in front each time
+        x = jnp.stack([seen_by(tap * a.dilation, x, axis, a.step, a.outputs) for tap in range(a.window)])
     return x.reshape(math.prod(spec.window), *x.shape[len(spec.axes) :])
 
 
@@ -47,22 +47,23 @@ def lowest(dtype: np.dtype) -> np.ndarray:
 
 
 def pad_to_windows(x: Array, spec: PoolSpec, value: ArrayLike) -> Array:
-    """`x` with its padding of `value`, to the end of the last window, rounded up to a multiple of the stride.
+    """`x` with its padding of `value`, to the end of the last window, rounded up to a multiple of the step.
 
     What no window sees is cropped. All axes at once, since on CPU each padding is a copy.
     """
     edges = [(0, 0, 0)] * x.ndim
-    for axis, window, stride, (low, _), outputs in zip(
-        spec.axes, spec.window, spec.strides, spec.padding, spec.output_space, strict=True
-    ):
-        size = -(-((outputs - 1) * stride + window) // stride) * stride
-        edges[axis] = (low, size - low - x.shape[axis], 0)
+    for a in spec.along:
+        size = (a.outputs - 1 + -(-a.span // a.step)) * a.step
+        edges[a.axis] = (a.low, size - a.low - x.shape[a.axis], 0)
     return lax.pad(x, value, edges)
 
 
 def seen_by(tap: int, x: Array, axis: int, stride: int, outputs: int) -> Array:
-    """What one tap of the window meets along one axis: x[p stride + tap] for every output position p."""
-    if outputs == 0:
+    """What one tap of the window meets along one axis: x[p stride + tap] for every output position p.
+
+    The number of these may be symbolic where `x` ends at a multiple of the stride.
+    """
+    if not is_symbolic_dim(outputs) and outputs == 0:
         return lax.slice_in_dim(x, 0, 0, axis=axis)
     if stride > 1 and x.shape[axis] % stride == 0:  # then slices without a stride do, which are faster on CPU
         x = x.reshape(*x.shape[:axis], x.shape[axis] // stride, stride, *x.shape[axis + 1 :])
@@ -71,9 +72,7 @@ def seen_by(tap: int, x: Array, axis: int, stride: int, outputs: int) -> Array:
     return lax.slice_in_dim(x, tap, tap + (outputs - 1) * stride + 1, stride, axis)
 
 
-def combine_windows(
-    combine: Callable[[Any, Any], Any], x: Any, axis: int, window: int, stride: int, outputs: int
-) -> Any:
+def combine_windows(combine: Callable[[Any, Any], Any], x: Any, along: Along) -> Any:
     """One element for all of each window along one axis: say, the largest.
 
     A short window is combined tap by tap. For a long one each element is first combined with its neighbour, each of
@@ -83,20 +82,18 @@ def combine_windows(
       combine: chooses one of two elements, of which the first comes before the second: associative, and
         combine(a, a) = a.
       x: an array, or several of the same shape as a tuple, padded.
-      axis: along which the windows lie.
-      window: how many elements of `x` are in a window.
-      stride: from window to window.
-      outputs: how many windows there are, at least one.
+      along: the axis along which the windows lie, and what they are; there is at least one, or a symbolic number.
 
     Returns:
-      As `x`, with `outputs` elements along the axis.
+      As `x`, with an element for each window along the axis.
     """
-    taps = lambda tap, stride, count: jax.tree.map(lambda a: seen_by(tap, a, axis, stride, count), x)
+    axis, window, dilation, stride, _, outputs = along
+    taps = lambda tap, stride, count: jax.tree.map(lambda a: seen_by(tap * dilation, a, axis, stride, count), x)
     reach = 1  # how many elements of the original are in one of x
     runs = lambda reach: -(-window // reach)
     # Pairing takes a step at every position; what it saves are steps at one of `stride` positions, and compilation.
-    while runs(reach) - runs(2 * reach) > stride or runs(reach) > 16:
-        pairs = jax.tree.leaves(x)[0].shape[axis] - reach
+    while not is_symbolic_dim(outputs) and (runs(reach) - runs(2 * reach) > stride or runs(reach) > 16):
+        pairs = jax.tree.leaves(x)[0].shape[axis] - reach * dilation
         x = combine(taps(0, 1, pairs), taps(reach, 1, pairs))
         reach *= 2
     starts = [min(i * reach, window - reach) for i in range(runs(reach))]
