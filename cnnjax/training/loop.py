@@ -123,8 +123,9 @@ def train(
         if config.run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise InputError("run.tensorboard: needs the extra: pip install 'cnnjax[tensorboard]'")
 
-        dataset = dataset or processes.together(lambda: load_data(config))
-        splits, derived = processes.together(lambda: prepare(config, dataset))
+        with report.doing(f"reading {config.data.name}", announce=False):
+            dataset = dataset or processes.together(lambda: load_data(config))
+            splits, derived = processes.together(lambda: prepare(config, dataset))
         processes.agree("sha256 of the data", derived.sha256)
         processes.from_first(lambda: _check_same_data(workdir, derived))
         if finished is not None:
@@ -196,12 +197,13 @@ def train(
         # ---- compile -------------------------------------------------------------------------------------------
         feeds = {name: make_feed(split, mesh, config.data) for name, split in splits.items()}
         started = time.monotonic()
-        take_steps = feeds["train"].compile_steps(
-            make_step(config, model, optimizer, preprocess, mesh),
-            state,
-            config.train.batch_size,
-            several,
-        )
+        with report.doing("compiling the training step"):
+            take_steps = feeds["train"].compile_steps(
+                make_step(config, model, optimizer, preprocess, mesh),
+                state,
+                config.train.batch_size,
+                several,
+            )
         compile_seconds = time.monotonic() - started
         evaluate = functools.partial(
             evaluate_split,
@@ -250,7 +252,7 @@ def train(
             checkpoints.save(step, state, progress.to_meta(step, what), score)
 
         stop = stack.enter_context(_StopSignal())
-        report.start(progress.step, steps, examples / size)
+        report.start(progress.step, steps, examples / size, evaluate_every)
         stack.callback(report.stop)
         clock = time.monotonic()
         first_traced = min(steps, progress.step + 11)  # past the steps in which caches warm up
@@ -268,7 +270,7 @@ def train(
             window.append((len(batches), sums))
             if len(window) > 2:  # never more than two calls ahead of the device: a stop is prompt and the bar honest
                 window[-3][1]["loss"].block_until_ready()
-            report.advance(step)
+            report.advance(step, window[-3][1] if len(window) > 2 else None)
             if profile and step == min(steps, first_traced + 9):
                 flush(step)
                 _stop_trace()
@@ -296,7 +298,7 @@ def train(
                 if better:
                     progress.best_step, progress.best_score = step, score
             if at_evaluation:
-                report.milestone(step, progress.latest.get("train", {}), progress.latest.get("validation", {}), better)
+                report.milestone(step, progress.latest.get("validation", {}), better)
             if at_evaluation or at_checkpoint or stopping:
                 save(step, score)
             if stopping and step < steps:
@@ -321,7 +323,8 @@ def train(
             "changed": configs.changes(defaults or config, config),
         }
         if "test" in feeds:
-            sums, outputs = evaluate(state.evaluated, feeds["test"], keep_outputs=True)
+            with report.doing(f"evaluating on {len(splits['test']):,} test images", announce=False):
+                sums, outputs = evaluate(state.evaluated, feeds["test"], keep_outputs=True)
             measured(steps, "test", sums)
         for split, values in progress.latest.items():
             result |= {f"{split}_{name}": value for name, value in values.items()}
