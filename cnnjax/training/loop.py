@@ -45,6 +45,7 @@ from cnnjax.training.setup import (
 )
 from cnnjax.training.state import TrainState, fingerprint
 from cnnjax.training.step import Preprocess
+from cnnjax.training.tensorboard import Events
 
 _SHOWN = 10_000
 """Images that `predictions.png` is chosen from, at the most."""
@@ -172,7 +173,9 @@ def train(
         rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step) if first() else None
         if rows:
             stack.callback(rows.close)
-        write_scalars = _tensorboard(workdir, stack) if config.run.tensorboard and first() else lambda *_: None
+        events = Events(workdir / "tensorboard", progress.step) if config.run.tensorboard and first() else None
+        if events:
+            stack.callback(events.close)
 
         def measured(step: int, split: str, sums: dict[str, float]) -> dict[str, float]:
             """What is reported of sums: written down, and refused where it is not finite."""
@@ -181,9 +184,8 @@ def train(
                 raise RunError(
                     f"step {step}: the {split} loss is {values['loss']}; {workdir} keeps earlier checkpoints"
                 )
-            if rows:
-                rows.write(step, split, values)
-            write_scalars(step, split, values)
+            if rows and rows.write(step, split, values) and events:
+                events.write(step, split, values)
             progress.latest[split] = values
             return values
 
@@ -247,6 +249,8 @@ def train(
                 raise RunError(
                     f"step {step}: a parameter is not finite; the newest good checkpoint in {workdir} is kept"
                 )
+            if events:
+                events.flush()
             progress.seconds += time.monotonic() - progress.since
             progress.since = time.monotonic()
             checkpoints.save(step, state, progress.to_meta(step, what), score)
@@ -584,16 +588,3 @@ class _StopSignal(contextlib.AbstractContextManager):
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _tensorboard(workdir: pathlib.Path, stack: contextlib.ExitStack) -> Callable[[int, str, dict[str, float]], None]:
-    from tensorboardX import SummaryWriter
-
-    writer = SummaryWriter(str(workdir / "tensorboard"))
-    stack.callback(writer.close)
-
-    def write(step: int, split: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            writer.add_scalar(f"{split}/{name}", value, step)
-
-    return write

@@ -167,14 +167,14 @@ class MetricsFile:
         self._seen = {(row["step"], row["split"]) for row in self.rows}
         self._file = path.open("a")
 
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends a line, unless a resumed run has it already.
+    def write(self, step: int, split: str, values: dict[str, float]) -> bool:
+        """Appends a line, unless a resumed run has it already; whether it did.
 
         Raises:
           RunError: the disk is full, or fails.
         """
         if (step, split) in self._seen:
-            return
+            return False
         row = {"step": step, "split": split, **values}
         self._seen.add((step, split))
         self.rows.append(row)
@@ -183,6 +183,7 @@ class MetricsFile:
             self._file.flush()
         except OSError as error:
             raise RunError(f"{self._file.name} can't be written: {error.strerror or error}") from error
+        return True
 
     def close(self) -> None:
         """Closes the file."""
