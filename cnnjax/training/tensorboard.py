@@ -23,10 +23,10 @@ class Events:
         from tensorboardX.summary import scalar
 
         folder.mkdir(exist_ok=True)
-        self._event, self._scalar = event_pb2.Event, scalar  # ty: ignore[unresolved-attribute]
+        self._event, self._scalar = event_pb2.Event, scalar  # ty: ignore[missing-attribute]
         self._writer = EventsWriter(os.path.join(folder, "events"))
         if step:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # ty: ignore[unresolved-attribute]
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # ty: ignore[missing-attribute]
             self._write(step=step + 1, session_log=start)
 
     def _write(self, **content) -> None:
