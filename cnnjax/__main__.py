@@ -1,11 +1,11 @@
 """`python -m cnnjax`, which is the `cnnjax` command."""
 
-from cnnjax.memory import keep_freed_memory
+from cnnjax import start
 
 
 def main() -> None:
-    """The command, once memory is seen to: that comes before the imports that start threads."""
-    keep_freed_memory()
+    """The command, once its process is prepared: that comes before the imports that take seconds."""
+    start.begin()
     from cnnjax.cli import main
 
     main()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from cnnjax import interrupts
 from cnnjax.ops.errors import InputError, unknown
 from cnnjax.terminal import Column, one_line, say, table, width_of
 from cnnjax.training import code
@@ -41,20 +42,24 @@ start here: cnnjax run quickstart
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and leaves with its exit status: 0, 1 for a failed run, 2 for a mistake in the command."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with interrupts.obeyed():
+        sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
-        sys.exit(0 if argv else 2)
+        return 0 if argv else 2
     if argv[0] == "--version":
         from cnnjax import __version__
 
         print(f"cnnjax {__version__}")
-        sys.exit(0)
+        return 0
     with exit_status() as status:
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
         status.value = COMMANDS[argv[0]](argv[1:]) or 0
-    sys.exit(status.value)
+    return status.value
 
 
 # ---- run -----------------------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ def _evaluate(argv: list[str]) -> None:
     chosen = parse(_Evaluate, argv, program="cnnjax evaluate", description="Accuracy of a run on a set of images.")
     import jax
 
-    from cnnjax.training import mesh, metrics, setup
+    from cnnjax.training import ambient, mesh, metrics, setup
     from cnnjax.training.feed import evaluate_split, make_feed
 
     run = _open_run(chosen.run, chosen.best, chosen.trust_code)
@@ -173,7 +178,7 @@ def _evaluate(argv: list[str]) -> None:
             f"as the run's"
         )
     examples = _labelled_as(run.derived, splits[chosen.split], derived, config.data.name)
-    with setup.double_precision(config.train.dtype == "float64"):
+    with ambient.pinned(double=config.train.dtype == "float64"):
         here = len(jax.devices())  # the run may have had more
         devices = mesh.make_mesh(min(config.run.devices or here, here))
         feed = make_feed(examples, devices, config.data)
@@ -247,7 +252,7 @@ def _predict(argv: list[str]) -> None:
     import numpy as np
 
     from cnnjax import data
-    from cnnjax.training import setup
+    from cnnjax.training import ambient
 
     if not chosen.images:
         raise InputError("images: received none, allowed: one file or more")
@@ -263,7 +268,7 @@ def _predict(argv: list[str]) -> None:
         opened = lambda path: data.open_image(path, *run.derived.image_shape)
     images = np.stack([opened(path) for path in chosen.images])
     images = 255 - images if chosen.invert else images
-    with setup.double_precision(run.config.train.dtype == "float64"):
+    with ambient.pinned(double=run.config.train.dtype == "float64"):
         apply = jax.jit(lambda variables, images: run.model.apply(variables, run.preprocess(images), train=False))
         probabilities = np.asarray(jax.nn.softmax(apply(run.variables, images)), np.float64)
     names = run.derived.classes

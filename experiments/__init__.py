@@ -1,5 +1,10 @@
 """One runnable file per experiment: its docstring says what it reproduces, how to launch it and what comes out."""
 
-from cnnjax.memory import keep_freed_memory
+import sys
 
-keep_freed_memory()  # before an experiment's own imports, some of which start threads
+from cnnjax import memory, start
+
+if sys.argv[:1] == ["-m"]:  # python -m experiments..., and not a process that decodes photographs for it
+    start.begin()  # before an experiment's own imports
+else:
+    memory.keep_freed_memory()

@@ -16,13 +16,15 @@ MAY_IMPORT = {
     "models": {"ops"},
     "data": {"ops"},
     "analysis": {"ops", "models", "data", "terminal"},
-    "training": {"ops", "models", "data", "analysis", "terminal"},
+    "training": {"ops", "models", "data", "analysis", "terminal", "interrupts"},
     "studies": {"ops", "models", "data", "analysis", "training", "terminal"},
-    "cli": {"ops", "models", "data", "analysis", "training", "studies", "terminal"},
+    "cli": {"ops", "models", "data", "analysis", "training", "studies", "terminal", "interrupts"},
+    "interrupts": set(),
     "memory": set(),
     "releases": set(),
     "terminal": set(),
-    "__main__": {"memory", "cli"},
+    "start": {"interrupts", "memory"},
+    "__main__": {"start", "cli"},
 }
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from cnnjax import interrupts
 from cnnjax.ops.errors import InputError
 from cnnjax.terminal import one_line, say
 from cnnjax.training import config as configs
@@ -55,8 +56,10 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
       The exit status: 0, 1 for a run that failed, 2 for a mistake in what was asked.
     """
     path = pathlib.Path(file)
+    if argv is None:  # a command of its own
+        interrupts.begin()
     argv = list(sys.argv[1:] if argv is None else argv)
-    with exit_status() as status:
+    with interrupts.obeyed(), exit_status() as status:
         arguments = read_arguments(config, path, argv)
         chosen = arguments.config
         workdir = arguments.workdir
@@ -219,6 +222,8 @@ def exit_status() -> Generator[_Status]:
         if os.environ.get("CNNJAX_TRACEBACK"):
             raise
         match error:
+            case KeyboardInterrupt() if interrupts.are_obeyed():
+                raise
             case KeyboardInterrupt():
                 status.value, text = 130, "interrupted"
             case BrokenPipeError():

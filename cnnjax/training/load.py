@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 from cnnjax import models
 from cnnjax.ops.errors import InputError
-from cnnjax.training import checkpoint, rundir
+from cnnjax.training import ambient, checkpoint, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.optimizer import make_optimizer
-from cnnjax.training.setup import Derived, double_precision, make_init, make_model
+from cnnjax.training.setup import Derived, make_init, make_model
 from cnnjax.training.step import Preprocess
 
 
@@ -68,10 +68,10 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: boo
     directory = (run_dir / "checkpoints").absolute()
     model = make_model(config, derived.num_classes)
     dtype = jnp.dtype(config.train.dtype)
-    with double_precision(config.train.dtype == "float64"):
+    with ambient.pinned(double=config.train.dtype == "float64"):
         optimizer = make_optimizer(config.optimizer, derived.steps)
         init = make_init(config, model, optimizer, derived.image_shape)
-        target = checkpoint.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(meshes.make_mesh(1)))
+        target = checkpoint.abstract(jax.eval_shape(init, ambient.key(0)), meshes.replicated(meshes.make_mesh(1)))
         manifest = _choose(directory, best)
         state = checkpoint.restore(directory, manifest, target)
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)

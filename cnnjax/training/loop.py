@@ -24,7 +24,7 @@ from cnnjax import models
 from cnnjax.analysis import pictures
 from cnnjax.doctor import remembered
 from cnnjax.ops.errors import InputError
-from cnnjax.training import checkpoint, metrics, processes, rundir
+from cnnjax.training import ambient, checkpoint, metrics, processes, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
@@ -35,7 +35,6 @@ from cnnjax.training.optimizer import make_optimizer, schedule
 from cnnjax.training.report import Report
 from cnnjax.training.setup import (
     Derived,
-    double_precision,
     load_data,
     make_init,
     make_model,
@@ -92,8 +91,9 @@ def train(
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
-        stack.enter_context(double_precision(config.train.dtype == "float64"))
         configs.check(config)
+        double = config.train.dtype == "float64"
+        changed = stack.enter_context(ambient.pinned(double=double))
         what = rundir.what(config, codes.hashes(experiment_file))
         processes.agree("configuration", json.dumps(what, sort_keys=True))
         examine = functools.partial(rundir.examine, workdir, what, extend=extend, accept_code=accept_code)
@@ -113,6 +113,10 @@ def train(
         ):
             return shown_again(finished)
 
+        if line := ambient.set_aside(changed, double=double):
+            report.warn(line)
+        if finished is None:
+            processes.from_first(lambda: _check_same_settings(workdir))
         # Wrong names are found before anything slow or lasting.
         mesh = meshes.make_mesh(config.run.devices, config.run.mesh)
         if (doubt := remembered.warning()) is not None:
@@ -146,7 +150,7 @@ def train(
         preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
         optimizer = make_optimizer(config.optimizer, derived.steps)
         init = make_init(config, model, optimizer, derived.image_shape)
-        key = jax.random.key(config.train.seed)
+        key = ambient.key(config.train.seed)
         shapes = _shapes(init, key, config)  # a model that can't take the images says so here
 
         def claim() -> bool:
@@ -255,6 +259,9 @@ def train(
             progress.since = time.monotonic()
             checkpoints.save(step, state, progress.to_meta(step, what), score)
 
+        def saved_at(step: int) -> str:
+            return f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} goes on"
+
         stop = stack.enter_context(_StopSignal())
         report.start(progress.step, steps, examples / size, evaluate_every)
         stack.callback(report.stop)
@@ -307,13 +314,10 @@ def train(
                 save(step, score)
             if stopping and step < steps:
                 checkpoints.wait()
-                raise Interrupted(
-                    f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} "
-                    f"goes on",
-                    stopping,
-                )
+                raise Interrupted(saved_at(step), stopping)
             clock = time.monotonic()
         checkpoints.wait()
+        stop.when_saved(saved_at(steps))
         report.stop()
 
         # ---- result --------------------------------------------------------------------------------------------
@@ -495,6 +499,16 @@ def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
         )
 
 
+def _check_same_settings(workdir: pathlib.Path) -> None:
+    """Refuses to go on with products computed more or less exactly than before."""
+    if not (workdir / "config.json").exists():
+        return
+    for part in rundir.read_config(workdir)["history"][-1:]:
+        # Earlier versions recorded none.
+        if "settings" in part and (said := ambient.differing(part["settings"], ambient.recorded())):
+            raise InputError(f"workdir: {workdir} holds a run begun with another setting of JAX: {said}")
+
+
 def _record(
     workdir: pathlib.Path,
     config: Config,
@@ -517,6 +531,7 @@ def _record(
         "steps": derived.steps,
         "devices": meshes.describe(mesh),
         "versions": versions(),
+        "settings": ambient.recorded(),
     }
     part |= {"code": what["code"], "git": codes.git_state(experiment_file)}
     record = {
@@ -569,12 +584,26 @@ class _StopSignal(contextlib.AbstractContextManager):
 
     def __init__(self):
         self.requested = 0
+        self._heard = False
+        self._saved = ""
         self._before: dict[int, Any] = {}
 
+    def when_saved(self, message: str) -> None:
+        """From here on nothing is left to be saved: a signal raises `Interrupted` at once, and so does one before."""
+        self._saved = message
+        if self.requested:
+            raise Interrupted(message, self.requested)
+
     def _request(self, number, frame):
-        signal.signal(number, self._before[number])
+        if self._heard:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+            return
+        self._heard = True
         if processes.several():
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self._saved:
+            raise Interrupted(self._saved, number)
         else:
             self.requested = number
 

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,8 +25,8 @@ from cnnjax import data as datasets
 from cnnjax.analysis.summary import summarize
 from cnnjax.ops.auto import compiling_for
 from cnnjax.ops.errors import InputError
+from cnnjax.training import ambient, feed
 from cnnjax.training import config as configs
-from cnnjax.training import feed
 from cnnjax.training import mesh as meshes
 from cnnjax.training.collectives import collectives
 from cnnjax.training.config import Config
@@ -101,7 +102,11 @@ def chip_of(topology: str) -> tuple[Chip, int]:
     """
     kind, _, shape = topology.partition(":")
     sizes = shape.split("x")
-    if kind not in CHIPS or len(sizes) not in (2, 3) or not all(size.isdigit() and int(size) for size in sizes):
+    if (
+        kind not in CHIPS
+        or len(sizes) not in (2, 3)
+        or not all(re.fullmatch("0*[1-9][0-9]{0,5}", size) for size in sizes)
+    ):
         raise InputError(
             f"topology: received {topology!r}, allowed: CHIP:AxB or CHIP:AxBxC, such as v5e:4x4, with a chip of "
             f"{', '.join(CHIPS)}"
@@ -133,8 +138,8 @@ def lower_step(config: Config, images: Images, devices: Sequence[Any]) -> jax.st
     mean, std = config.data.mean or channels, config.data.std or channels
     preprocess = Preprocess.of(config.data, mean, std, jnp.dtype(config.train.dtype))
     step = make_step(config, model, optimizer, preprocess, mesh)
-    with compiling_for(devices[0].platform):
-        shapes = jax.eval_shape(init, jax.random.key(0))
+    with compiling_for(devices[0].platform), ambient.pinned(double=config.train.dtype == "float64"):
+        shapes = jax.eval_shape(init, ambient.key(0))
         placement = meshes.state_shardings(shapes, mesh)
         place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         state, size = jax.tree.map(place, shapes, placement), config.train.batch_size

@@ -10,14 +10,18 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
+import threading
 from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed as distributed_state  # nothing public says whom one waits for
 
 from cnnjax.ops.errors import InputError
+from cnnjax.training import meeting
 from cnnjax.training.config import Distributed
 from cnnjax.training.errors import RunError
 
@@ -30,9 +34,9 @@ _TOLD = 2000  # bytes of an error's text that other processes hear
 def launcher() -> str | None:
     """What started this process as one of several, as its environment tells; None for a process alone."""
     env = os.environ
-    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if _number("OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
-    if "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
+    if "SLURM_STEP_NODELIST" in env and _number("SLURM_NTASKS") > 1:
         return "Slurm"
     if "," in env.get("TPU_WORKER_HOSTNAMES", ""):
         return "Cloud TPU on GKE"
@@ -42,6 +46,14 @@ def launcher() -> str | None:
     if chips and importlib.util.find_spec("libtpu") and "tpu" in env.get("JAX_PLATFORMS", "tpu"):
         return "Cloud TPU"  # of one host or of several: JAX asks the machine
     return None
+
+
+def _number(variable: str) -> int:
+    """A number of processes in the environment; 1 where there is none."""
+    value = os.environ.get(variable, "1")
+    if not re.fullmatch("[0-9]{1,9}", value):
+        raise InputError(f"environment: {variable} is {value!r}, allowed: a number of processes, as a launcher sets it")
+    return int(value)
 
 
 def join(distributed: Distributed) -> None:
@@ -58,16 +70,43 @@ def join(distributed: Distributed) -> None:
     started_by = launcher()
     if distributed.coordinator is None and started_by is None:
         return
+    by = f" (started by {started_by})" if started_by else ""
+    if distributed.coordinator is not None:
+        assert distributed.num_processes is not None
+        assert distributed.process_id is not None
+        meeting.meet(distributed.coordinator, distributed.num_processes, distributed.process_id)
     try:
-        jax.distributed.initialize(
-            distributed.coordinator,
-            distributed.num_processes,
-            distributed.process_id,
-            heartbeat_timeout_seconds=HEARTBEAT,
-        )
-    except (RuntimeError, ValueError) as error:  # which is all that JAX says here
-        by = f" (started by {started_by})" if started_by else ""
-        raise RunError(f"distributed: the processes of the run don't find each other{by}: {error}") from error
+        with _last_word(f"distributed: not all processes of the run{by} came", meeting.WAIT):
+            jax.distributed.initialize(
+                distributed.coordinator,
+                distributed.num_processes,
+                distributed.process_id,
+                initialization_timeout=round(meeting.WAIT) + 30,
+                heartbeat_timeout_seconds=HEARTBEAT,
+            )
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:  # of variables that a launcher sets, too
+        said = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
+        raise RunError(f"distributed: the processes of the run don't find each other{by}: {said}") from error
+
+
+@contextlib.contextmanager
+def _last_word(text: str, seconds: float) -> Generator[None]:
+    """Ends this process with a line where what is inside takes longer: JAX would abort it, with a stack of C++."""
+
+    def end() -> None:
+        state = distributed_state.global_state
+        where = f" to {state.coordinator_address}" if state.coordinator_address else ""
+        of = f" (this is process {state.process_id} of {state.num_processes})" if state.num_processes else ""
+        print(f"error: {text}{where} within {seconds:g} s{of}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _check(distributed: Distributed) -> None:
@@ -78,7 +117,7 @@ def _check(distributed: Distributed) -> None:
     if distributed.coordinator is None:
         return
     host, _, port = distributed.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise InputError(f"distributed.coordinator: received {distributed.coordinator!r}, allowed: HOST:PORT")
     assert distributed.num_processes is not None
     assert distributed.process_id is not None

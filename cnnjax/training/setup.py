@@ -1,13 +1,11 @@
 """What a run is made of: the network and the data that its configuration names."""
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import math
 import platform
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -204,21 +202,6 @@ def amount(validation: float) -> int | float:
     if validation >= 1 and validation != int(validation):
         raise InputError(f"data.validation: received {validation}, allowed: a fraction below 1, or a whole number")
     return validation if validation < 1 else int(validation)
-
-
-@contextlib.contextmanager
-def double_precision(wanted: bool) -> Generator[None]:
-    """Switches 64-bit types on where wanted.
-
-    For the whole process: `jax.enable_x64` does it for one thread, and Orbax restores in others.
-    """
-    with concurrent.futures.ThreadPoolExecutor(1) as other:  # where nothing that holds for this thread alone is seen
-        before = other.submit(lambda: jax.config.jax_enable_x64).result()  # ty: ignore[missing-attribute]
-    jax.config.update("jax_enable_x64", before or wanted)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 def versions() -> dict[str, str]:

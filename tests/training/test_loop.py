@@ -381,15 +381,3 @@ def test_updates_and_meshes_that_can_not_be(tiny_config, tiny_data, tmp_path, se
     with pytest.raises(InputError, match=message):
         train(change(tiny_config, section, **fields), tmp_path / "run", dataset=tiny_data)
     assert not (tmp_path / "run").exists()
-
-
-def test_double_precision_leaves_no_trace():
-    """Not even where it was switched on for one thread."""
-    from cnnjax.training.setup import double_precision
-
-    with jax.enable_x64(True), double_precision(True):
-        assert jax.numpy.zeros(1).dtype == np.float64
-    assert jax.numpy.zeros(1).dtype == np.float32
-    with double_precision(True):
-        assert jax.numpy.zeros(1).dtype == np.float64
-    assert jax.numpy.zeros(1).dtype == np.float32
