@@ -42,6 +42,7 @@ def interrupted(command, word, **more):
     for line in process.stdout:
         if word in line:
             break
+    time.sleep(0.2)  # it is past saying so
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     return process.returncode, out, err
