@@ -10,10 +10,24 @@ import optax
 from cnnjax.ops.errors import unknown
 from cnnjax.training.config import Optimizer
 
+_NO_WEIGHTS = ("bias", "scale", "beta", "gamma", "offset")
+"""What biases and the parameters of norms are called, in Flax ("bias", "scale") and elsewhere."""
+
 
 def is_weight(params: Any) -> Any:
-    """True for every leaf that weight decay applies to: kernels, but not biases, scales or coefficients (rank < 2)."""
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+    """True for every leaf that weight decay applies to: kernels, and what else multiplies inputs.
+
+    Biases and the parameters of norms are known by their names, whatever their rank: those of a locally connected layer
+    have one value a position, those of a norm over several axes one a place. Vectors and single numbers, such as
+    LeNet-5's coefficients, are no weights either.
+    """
+
+    def multiplies_inputs(path: tuple[Any, ...], leaf: Any) -> bool:
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        last = names[-1].rpartition("/")[-1] if names else ""  # Flax's WeightNorm has "layer/kernel/scale"
+        return jnp.ndim(leaf) > 1 and last not in _NO_WEIGHTS
+
+    return jax.tree.map_with_path(multiplies_inputs, params)
 
 
 # Each is a function of the learning rate (a number or a schedule) and the configuration.

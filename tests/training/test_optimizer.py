@@ -1,11 +1,15 @@
 """Schedules and optimizers by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from cnnjax import models
 from cnnjax.ops.errors import InputError
+from cnnjax.ops.primitives import as_primitives
 from cnnjax.training import Optimizer
 from cnnjax.training.optimizer import OPTIMIZERS, is_weight, make_optimizer, schedule
 
@@ -55,6 +59,63 @@ def test_weight_decay_skips_biases_and_norms():
         assert (updates["kernel"] < 0).all(), name
         assert (updates["bias"] == 0).all(), name
         assert (updates["scale"] == 0).all(), name
+
+
+FAMILIES = (
+    "fully_connected", "locally_connected", "lenet5", "lenet5_modern", "convnetjs_mnist", "alexnet", "vgg11_bn",
+    "cifar_resnet20", "cifar_densenet40_12",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in models.names()]
+)
+def test_kernels_and_nothing_else_decay(name):
+    """In every network: all of its kernels, and no bias, scale or coefficient, whatever the rank."""
+    x = jax.ShapeDtypeStruct((1, *models.ABOUT[name].input), jnp.float32)
+    with as_primitives():
+        params = jax.eval_shape(models.create(name).init, jax.random.key(0), x)["params"]
+    decayed = {path[-1] for path, it in flatten_dict(is_weight(params)).items() if it}
+    left = {path[-1] for path, it in flatten_dict(is_weight(params)).items() if not it}
+    assert decayed == {"kernel"}
+    assert left <= {"bias", "scale", "coefficient"}
+
+
+def test_what_decays_in_layers_of_other_kinds():
+    """Norms over several axes, biases of several axes, boxed parameters; embeddings and unnamed matrices decay."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=(1, 2, 3))(x)
+            x = nn.BatchNorm(use_running_average=False, axis=(1, 2, 3))(x)
+            x = nn.DenseGeneral((2, 3), axis=(1, 2, 3))(x)
+            x = nn.WeightNorm(nn.Dense(4))(x.reshape(len(x), -1))
+            with_names = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+            x = nn.Dense(4, kernel_init=with_names)(x)
+            x = x @ self.param("mixture", nn.initializers.ones, (4, 4))
+            return x + nn.Embed(3, 4)(jnp.zeros(len(x), int))
+
+    params = jax.eval_shape(Net().init, jax.random.key(0), jnp.ones((2, 3, 3, 2)))["params"]
+    leaves = {
+        "/".join(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)): it
+        for path, it in jax.tree_util.tree_leaves_with_path(is_weight(params))
+    }
+    assert leaves == {
+        "LayerNorm_0/scale": False,
+        "LayerNorm_0/bias": False,
+        "BatchNorm_0/scale": False,
+        "BatchNorm_0/bias": False,
+        "DenseGeneral_0/kernel": True,
+        "DenseGeneral_0/bias": False,
+        "Dense_0/kernel": True,
+        "Dense_0/bias": False,
+        "WeightNorm_0/Dense_0/kernel/scale": False,
+        "Dense_1/kernel": True,
+        "Dense_1/bias": False,
+        "mixture": True,
+        "Embed_0/embedding": True,
+    }
 
 
 def test_sgd_with_momentum_and_decay_by_hand():
