@@ -65,8 +65,19 @@ def check(dataset: Dataset) -> Dataset:
     Raises:
       InputError: naming the data set, the split and what is wrong.
     """
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"data set: received {type(dataset).__name__}; expected: a cnnjax.data.Dataset")
+    if not isinstance(dataset.train, Arrays):
+        kind = type(dataset.train).__name__
+        raise InputError(f"data set {dataset.name!r}: train is of type {kind}; expected: cnnjax.data.Arrays")
+    if not isinstance(dataset.classes, tuple) or not all(isinstance(name, str) for name in dataset.classes):
+        raise InputError(
+            f"data set {dataset.name!r}: classes must be a tuple of names, received {dataset.classes!r:.80}"
+        )
     for split_name, arrays in dataset.splits().items():
         where = f"data set {dataset.name!r}, split {split_name!r}"
+        if not isinstance(arrays, Arrays):
+            raise InputError(f"{where}: received {type(arrays).__name__}; expected: cnnjax.data.Arrays")
         image, label = np.asarray(arrays.image), np.asarray(arrays.label)
         if image.ndim != 4:
             raise InputError(f"{where}: images must be [n, height, width, channels], received shape {image.shape}")

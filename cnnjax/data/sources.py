@@ -1,7 +1,9 @@
 """Data sets by name."""
 
 import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from cnnjax.data.arrays import Dataset, check
 from cnnjax.data.cifar import load_cifar10
@@ -11,7 +13,7 @@ from cnnjax.data.images import check_size, resize_dataset
 from cnnjax.data.mnist import load_mnist
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import load_tfds
-from cnnjax.ops.errors import unknown
+from cnnjax.ops.errors import InputError, unknown
 
 # Name to loader. To add a set, put a function here:
 #     def load_mine(*, raw_dir=None, data_dir=None, cache_dir=None, size=None) -> Dataset
@@ -71,5 +73,13 @@ def load(
         loader = functools.partial(load_tfds, name.removeprefix("tfds:"))
     else:
         raise unknown("data set", name, names())
-    dataset = loader(raw_dir=raw_dir, data_dir=data_dir, cache_dir=cache_dir, size=size)
+    places: dict[str, Any] = {"raw_dir": raw_dir, "data_dir": data_dir, "cache_dir": cache_dir, "size": size}
+    try:
+        inspect.signature(loader).bind(**places)
+    except TypeError as error:
+        raise InputError(f"data set {name!r}: its function can't be called with {', '.join(places)}: {error}") from None
+    dataset = loader(**places)
+    if not isinstance(dataset, Dataset):
+        kind = type(dataset).__name__
+        raise InputError(f"data set {name!r}: its function returned {kind}; expected: a cnnjax.data.Dataset")
     return resize_dataset(check(dataset), size)

@@ -177,9 +177,12 @@ def create(name: str, **fields: Any) -> nn.Module:
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
         raise InputError(f"num_classes: received {classes!r}; allowed: an integer, 0 (for features) or more")
     try:
-        return MODELS[name](**fields)
+        model = MODELS[name](**fields)
     except (TypeError, AttributeError) as error:  # a value of a type that the model can't check itself with
         raise InputError(f"{name}: can't be made with {fields}: {' '.join(str(error).split())}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {name}: what stands in MODELS made {model!r:.80}; expected: a flax.linen.Module")
+    return model
 
 
 # What a string stands for in the fields that take objects.

@@ -135,6 +135,37 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 """Batch normalisation with the momentum and epsilon of the ResNet papers' code."""
 
 
+def check_statistics(norm: nn.BatchNorm, x: jax.Array, use_running_average: bool | None = None) -> None:
+    """Refuse batch norm over one value a channel, whose variance is 0: training would go on with zeros in place of x.
+
+    Evaluation and initialisation take no statistics, and with `axis_name` those of other devices count.
+
+    Args:
+      norm: bound to a scope.
+      x: what it is called with.
+      use_running_average: as it is called with.
+
+    Raises:
+      InputError: that is so; the norm is named.
+    """
+    average = norm.use_running_average if use_running_average is None else use_running_average
+    if average or norm.axis_name is not None or norm.is_initializing():
+        return
+    axes = (norm.axis,) if isinstance(norm.axis, int) else norm.axis
+    if x.size == math.prod(x.shape[axis] for axis in axes):
+        raise InputError(
+            f"batch norm {'/'.join(norm.path)}: received {list(x.shape)} to train on, one value a channel, which has "
+            "no variance; allowed: more than one (more images in a batch, larger images, or another norm)"
+        )
+
+
+def refuse_lone_values(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """For `flax.linen.intercept_methods`: `check_statistics` of every batch norm of anyone's network."""
+    if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+        check_statistics(context.module, *args, **{k: v for k, v in kwargs.items() if k != "mask"})
+    return call(*args, **kwargs)
+
+
 def group_norm(
     *,
     name: str | None = None,
@@ -180,7 +211,21 @@ def bind_norm(norm: Callable[..., Any], *, train: bool, dtype: Any, param_dtype:
         fields["use_running_average"] = not train
         # Flax otherwise keeps the running statistics in float32 until the first update makes them float64.
         fields["force_float32_reductions"] = jnp.dtype(param_dtype) != jnp.float64
-    return functools.partial(norm, **fields)
+    bound = functools.partial(norm, **fields)
+    if not train or "use_running_average" not in fields:
+        return bound
+
+    def checked(**more: Any) -> Callable[[jax.Array], jax.Array]:
+        layer = bound(**more)
+
+        def apply(x: jax.Array) -> jax.Array:
+            if isinstance(layer, nn.BatchNorm):
+                check_statistics(layer, x)
+            return layer(x)
+
+        return apply
+
+    return checked
 
 
 def accepts(constructor: Callable[..., Any], field: str) -> bool:

@@ -329,7 +329,8 @@ def check(config: Config) -> None:
     _positive("data.limit", data.limit)
     _within("train.seed", train.seed, 0, 2**31 - 1)
     _within("data.split-seed", data.split_seed, 0, 2**31 - 1)
-    _within("train.label-smoothing", train.label_smoothing, 0, 1)
+    if not 0 <= train.label_smoothing < 1:  # at 1 all classes are alike, and there is nothing to learn
+        raise InputError(f"train.label-smoothing: received {train.label_smoothing}, allowed: at least 0 and below 1")
     _within("optimizer.learning-rate", optimizer.learning_rate, 0, 1e9)
     _within("optimizer.momentum", optimizer.momentum, 0, 1)
     _within("optimizer.weight-decay", optimizer.weight_decay, 0, 1e9)

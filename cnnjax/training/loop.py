@@ -24,7 +24,7 @@ from cnnjax import models
 from cnnjax.analysis import pictures
 from cnnjax.doctor import remembered
 from cnnjax.ops.errors import InputError
-from cnnjax.training import ambient, checkpoint, metrics, processes, rundir
+from cnnjax.training import ambient, checkpoint, contract, metrics, processes, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
@@ -39,7 +39,9 @@ from cnnjax.training.setup import (
     make_init,
     make_model,
     make_step,
+    one_label,
     prepare,
+    sameness,
     versions,
 )
 from cnnjax.training.state import TrainState, fingerprint
@@ -146,12 +148,24 @@ def train(
                 f"run.steps-per-call: received {several}, allowed: 1 for examples that are not kept on the device "
                 f"(arrays of up to --data.resident-mb are)"
             )
+        for text in sameness(splits, derived.classes):
+            report.warn(text)
         model = make_model(config, derived.num_classes)
+        evaluation_loss = metrics.make_loss(config.train.loss, 0.0)  # labels are smoothed in training alone
         preprocess = Preprocess.of(config.data, derived.mean, derived.std, jnp.dtype(config.train.dtype))
         optimizer = make_optimizer(config.optimizer, derived.steps)
         init = make_init(config, model, optimizer, derived.image_shape)
         key = ambient.key(config.train.seed)
-        shapes = _shapes(init, key, config)  # a model that can't take the images says so here
+        shapes = contract.first_state(config, model, init, key)  # a model that can't take the images says so here
+        contract.check(
+            config,
+            model,
+            shapes,
+            (metrics.make_loss(config.train.loss, config.train.label_smoothing), evaluation_loss),
+            jax.ShapeDtypeStruct(derived.image_shape, jnp.dtype(config.train.dtype)),
+            one_label(splits["train"]),
+            len(derived.classes),
+        )
 
         def claim() -> bool:
             """Takes the folder, and says whether a run was begun in it."""
@@ -214,7 +228,7 @@ def train(
         evaluate = functools.partial(
             evaluate_split,
             model=model,
-            loss=metrics.make_loss(config.train.loss, 0.0),  # labels are smoothed in training alone
+            loss=evaluation_loss,
             preprocess=preprocess,
             batch_size=config.run.eval_batch_size,
         )
@@ -544,17 +558,6 @@ def _record(
         "history": [*history, part],
     }
     rundir.write_json(workdir / "config.json", record)
-
-
-def _shapes(init: Callable, key: jax.Array, config: Config) -> TrainState:
-    """The abstract state; a field of a wrong kind, given on the command line, is an `InputError`."""
-    try:
-        return jax.eval_shape(init, key)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError) or not config.model.fields:
-            raise
-        given = ", ".join(f"{name}={value}" for name, value in config.model.fields.items())
-        raise InputError(f"model.fields: {config.model.name} can't be built with {given}: {error}") from error
 
 
 def _stop_trace() -> None:

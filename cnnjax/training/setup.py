@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -122,6 +122,11 @@ def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tu
         sha256 = datasets.sha256(dataset)
         if data.crop is not None:
             raise InputError(f"data.crop: {dataset.name} is in memory; allowed: photographs (folder, tfds:NAME)")
+    if len(dataset.classes) == 1:
+        raise InputError(
+            f"data set {dataset.name!r}: received one class only, {dataset.classes[0]!r}; allowed: at least 2, as one "
+            "can't be got wrong"
+        )
     splits = _splits(data, dataset)
     train = splits["train"]
     if config.train.batch_size > len(train):
@@ -180,6 +185,23 @@ def _limited(split: Split, limit: int | None) -> Split:
     if limit is None or limit >= len(split):
         return split
     return split.take(np.arange(limit) * len(split) // limit)
+
+
+def one_label(split: Split) -> jax.ShapeDtypeStruct:
+    """A single label of a split, as a shape: a class number, or the targets of one example."""
+    if isinstance(split, datasets.Arrays):
+        return jax.ShapeDtypeStruct(split.label.shape[1:], split.label.dtype)
+    return jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def sameness(splits: Mapping[str, Split], classes: Sequence[str]) -> list[str]:
+    """What to warn of: splits in memory whose examples are all of one class, in which any accuracy says nothing."""
+    found = []
+    for name, split in splits.items():
+        if classes and isinstance(split, datasets.Arrays) and (split.label == split.label[0]).all():
+            label = classes[int(split.label[0])]
+            found.append(f"data: all {len(split):,} {name} images are of one class, {label!r}: accuracy says nothing")
+    return found
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

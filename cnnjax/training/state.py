@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cnnjax.ops.errors import InputError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ def init_state(
     """
     init_key, train_key = jax.random.split(key)
     variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+    if "params" not in variables:
+        raise InputError(f"model: {type(model).__name__} has no parameters to train")
     params = variables["params"]
     state = TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params), train_key)
     # Copied, as a step that is given the memory of a state can be given no array twice.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax.data import augment
+from cnnjax.models.layers import refuse_lone_values
 from cnnjax.training import mesh as meshes
 from cnnjax.training import metrics
 from cnnjax.training.config import Data, Train
@@ -108,7 +109,8 @@ def train_step(
 
     def apply(variables, key, images):
         rngs = {"dropout": key}
-        return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats", "aux_logits"])
+        with nn.intercept_methods(refuse_lone_values):
+            return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats", "aux_logits"])
 
     def objective(params, batch_stats, key, images, labels):
         images = update.layout.images(images)

@@ -1,0 +1,147 @@
+"""What training asks of a network and a loss, proved by abstract evaluation before the first step."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnnjax.models.layers import refuse_lone_values
+from cnnjax.ops.errors import InputError
+from cnnjax.ops.primitives import as_primitives
+from cnnjax.training.config import Config
+from cnnjax.training.metrics import Loss
+from cnnjax.training.state import TrainState
+
+
+def first_state(config: Config, model: nn.Module, init: Callable[[jax.Array], TrainState], key: Any) -> TrainState:
+    """The state before the first step, as shapes.
+
+    Args:
+      config: of the run.
+      model: its network.
+      init: makes the state of a key.
+      key: typed PRNG key.
+
+    Raises:
+      InputError: the network can't be initialised as training does it, or fields from the command line don't fit.
+    """
+    if "train" not in (parameters := inspect.signature(type(model).__call__).parameters) and not any(
+        p.kind is p.VAR_KEYWORD for p in parameters.values()
+    ):
+        raise InputError(
+            f"model {config.model.name}: its __call__ takes no `train`; expected: __call__(self, x, *, train=False)"
+        )
+    try:
+        return _in_training(config, lambda: jax.eval_shape(init, key))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError) or not config.model.fields:
+            raise
+        given = ", ".join(f"{name}={value}" for name, value in config.model.fields.items())
+        raise InputError(f"model.fields: {config.model.name} can't be built with {given}: {error}") from error
+
+
+def check(
+    config: Config,
+    model: nn.Module,
+    state: TrainState,
+    losses: tuple[Loss, Loss],
+    images: jax.ShapeDtypeStruct,
+    labels: jax.ShapeDtypeStruct,
+    classes: int,
+) -> None:
+    """Refuses a network or a loss that would fail, or be wrong in silence, in the first step or evaluation.
+
+    Args:
+      config: of the run.
+      model: its network.
+      state: as shapes.
+      losses: of training and of evaluation.
+      images: one preprocessed image, [height, width, channels].
+      labels: one label.
+      classes: how many classes there are; 0 where labels are targets, of which there is one for each output.
+
+    Raises:
+      InputError: the output is not one array [batch, classes] of floating-point numbers, or has too few columns; batch
+        norm has one value a channel; the network needs collections or random numbers that training doesn't give; or
+        the loss is not one number an example.
+    """
+    who = f"model {config.model.name}"
+    part = config.train.batch_size // config.train.microbatches
+    group = config.train.norm_batch or part  # what batch norm sees together
+    columns = classes or max(1, labels.size)
+
+    def in_training(variables, key, x):
+        with nn.intercept_methods(refuse_lone_values):
+            return model.apply(variables, x, train=True, rngs={"dropout": key}, mutable=["batch_stats", "aux_logits"])
+
+    def in_evaluation(variables, x):
+        return model.apply(variables, x, train=False)
+
+    def many(one: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *one.shape), one.dtype)
+
+    with as_primitives():  # which are quick to trace
+        outputs, updated = _in_training(
+            config, lambda: jax.eval_shape(in_training, state.variables, state.key, many(images, group))
+        )
+        evaluated = _in_training(
+            config,
+            lambda: jax.eval_shape(in_evaluation, state.variables, many(images, config.run.eval_batch_size)),
+        )
+    exact = not classes
+    _check_output(f"{who}: its output", outputs, group, columns, exact)
+    for logits in jax.tree.leaves(updated.get("aux_logits", {})):
+        _check_output(f"{who}: what it sows in 'aux_logits'", logits, group, columns, exact)
+    _check_output(f"{who}: its output", evaluated, config.run.eval_batch_size, columns, exact)
+    for loss in losses:
+        values = jax.eval_shape(
+            loss, jax.ShapeDtypeStruct((part, *outputs.shape[1:]), outputs.dtype), many(labels, part)
+        )
+        if not _is_floats(values) or values.shape != (part,):
+            raise InputError(
+                f"train.loss: {config.train.loss!r} gives {_kind(values)} for {part} examples; expected: [{part}] "
+                "floating-point numbers, one an example"
+            )
+
+
+_NOT_GIVEN = (
+    flax.errors.InvalidRngError,
+    flax.errors.ModifyScopeVariableError,
+    flax.errors.ScopeCollectionNotFound,
+    flax.errors.ScopeParamNotFoundError,
+    flax.errors.ScopeVariableNotFoundError,
+)
+
+
+def _in_training(config: Config, call: Callable[[], Any]) -> Any:
+    """What `call` gives; a network's need for what training doesn't give is an `InputError`."""
+    try:
+        return call()
+    except _NOT_GIVEN as error:
+        reason = str(error).splitlines()[0].split(" (https://")[0].rstrip(".")
+        raise InputError(
+            f"model {config.model.name}: {reason}; expected: a network with variables in 'params' and 'batch_stats' "
+            "alone, the same in training and evaluation, that draws from 'dropout'"
+        ) from error
+
+
+def _check_output(what: str, output: Any, batch: int, columns: int, exact: bool) -> None:
+    expected = f"[{batch}, {columns}{'' if exact else ' or more'}] floating-point numbers, a row for each image"
+    rows_and_columns = _is_floats(output) and len(output.shape) == 2 and output.shape[0] == batch
+    if not rows_and_columns or output.shape[1] < columns or (exact and output.shape[1] != columns):
+        raise InputError(f"{what} is {_kind(output)} for {batch} images; expected: {expected}")
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _kind(value: Any) -> str:
+    """What a function returned, in words."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"{list(value.shape)} {value.dtype}"
+    return "None" if value is None else f"a {type(value).__name__}"
