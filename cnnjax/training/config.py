@@ -299,8 +299,73 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_types(config: Any, kind: Any = Config, name: str = "CONFIG") -> None:
+    """Raises an `InputError` for a value of another type than its field's, which an experiment file can give.
+
+    NumPy's numbers, arrays and functions have no place in a configuration, which is kept as JSON: names stand for
+    functions ("relu").
+
+    Args:
+      config: the configuration, or a part of it.
+      kind: what it should be.
+      name: how to call it.
+    """
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(config, typing.cast(type, kind)):
+            raise InputError(f"{name}: received {_kind(config)}, allowed: a cnnjax.training.{kind.__name__}")
+        prefix = "" if name == "CONFIG" else f"{name}."
+        for field, hint in typing.get_type_hints(kind).items():
+            check_types(getattr(config, field), hint, prefix + field.replace("_", "-"))
+    elif typing.get_origin(kind) is dict and isinstance(config, dict):
+        for key, value in config.items():
+            if not isinstance(key, str) or not _is_plain(value):
+                raise InputError(
+                    f"{name}: received {key}={_kind(value)}, allowed: texts (names of functions too, such as 'relu'), "
+                    "numbers, True, False, None, and lists of these"
+                )
+    elif not _is_a(config, kind):
+        allowed = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+        if typing.get_origin(kind) is Literal:
+            allowed = ", ".join(map(repr, typing.get_args(kind)))
+        raise InputError(f"{name}: received {_kind(config)}, allowed: {allowed}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type, and can be kept as JSON."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, option) for option in arguments)
+    if origin is Literal:
+        return any(value is option or (type(value) is type(option) and value == option) for option in arguments)
+    if origin is tuple:
+        every = arguments[:1] * len(value) if isinstance(value, tuple | list) and arguments[-1] is ... else arguments
+        return isinstance(value, tuple | list) and len(value) == len(every) and all(map(_is_a, value, every))
+    if origin is dict:
+        return isinstance(value, dict)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON has a value of its own for it."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(inner) for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _kind(value: Any) -> str:
+    """A value and its type in a few words."""
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+    return f"{' '.join(repr(value).split()):.60} ({name})"
+
+
 def check(config: Config) -> None:
-    """Raises an `InputError` for a number that can't be right whatever the data."""
+    """Raises an `InputError` for a value of a wrong type, or a number that can't be right whatever the data."""
+    check_types(config)
     data, optimizer, train, run = config.data, config.optimizer, config.train, config.run
     _positive("train.steps", train.steps)
     _positive("train.epochs", train.epochs)

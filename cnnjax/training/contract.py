@@ -93,6 +93,10 @@ def check(
             lambda: jax.eval_shape(in_evaluation, state.variables, many(images, config.run.eval_batch_size)),
         )
     exact = not classes
+    # Most gradients of float16 underflow unless the loss is scaled, which nobody does here.
+    halves = [leaf for leaf in jax.tree.leaves((state.params, outputs)) if getattr(leaf, "dtype", None) == jnp.float16]
+    if halves or getattr(model, "dtype", None) == jnp.float16:
+        raise InputError(f"{who}: it computes in float16; allowed: float32, or bfloat16, which needs no loss scaling")
     _check_output(f"{who}: its output", outputs, group, columns, exact)
     for logits in jax.tree.leaves(updated.get("aux_logits", {})):
         _check_output(f"{who}: what it sows in 'aux_logits'", logits, group, columns, exact)

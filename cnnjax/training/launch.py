@@ -121,7 +121,12 @@ def _digest(config: Config, file: pathlib.Path) -> str:
 
 
 def read_arguments(config: Config, path: pathlib.Path, argv: list[str]) -> _Arguments:
-    """What an experiment's command line asks for: its configuration with the options laid over it, and where to run."""
+    """What an experiment's command line asks for: its configuration with the options laid over it, and where to run.
+
+    Raises:
+      InputError: an option is wrong, or a value of the experiment's own configuration has another type than its field.
+    """
+    configs.check_types(config)
 
     def read(default: _Arguments) -> _Arguments:
         return parse(

@@ -12,7 +12,6 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import pytest
 from cnnjax import data, models
 from cnnjax.models.layers import refuse_lone_values
 from cnnjax.ops.errors import InputError
-from cnnjax.training import Config, Data, Model, Optimizer, Run, Train, contract, metrics, train
+from cnnjax.training import Config, Data, Model, Optimizer, Run, Train, config, contract, launch, metrics, train
 from cnnjax.training.setup import sameness
 
 
@@ -214,6 +215,69 @@ def test_batch_norm_says_so_by_itself_and_in_anyones_network():
         pytest.raises(InputError, match=r"batch norm .*: received \[1, 5\] to train on, one value a channel"),
     ):
         theirs.apply(variables, x, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("fields", [{"dtype": "float16"}, {"param_dtype": "float16"}])
+def test_float16_is_refused(fields, tiny_config, tiny_data, tmp_path):
+    """Gradients of float16 underflow without loss scaling, in silence."""
+    cfg = dataclasses.replace(tiny_config, model=Model("tiny", fields))
+    with pytest.raises(InputError, match="model tiny: it computes in float16; allowed: float32, or bfloat16"):
+        train(cfg, tmp_path / "run", dataset=tiny_data)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "says"),
+    [
+        ("train", {"seed": np.int64(3)}, r"train\.seed: received np\.int64\(3\) \(numpy\.int64\), allowed: int"),
+        ("train", {"steps": "100"}, r"train\.steps: received '100' \(str\), allowed: int \| None"),
+        ("train", {"steps": True}, r"train\.steps: received True \(bool\), allowed: int \| None"),
+        (
+            "train",
+            {"dtype": "float16"},
+            r"train\.dtype: received 'float16' .*allowed: 'float32', 'bfloat16', 'float64'",
+        ),
+        ("train", {"batch_size": 16.0}, r"train\.batch-size: received 16\.0 \(float\), allowed: int"),
+        ("optimizer", {"learning_rate": np.float32(0.1)}, r"optimizer\.learning-rate: received .*numpy\.float32"),
+        (
+            "optimizer",
+            {"factors": 0.1},
+            r"optimizer\.factors: received 0\.1 \(float\), allowed: tuple\[float, \.\.\.\]",
+        ),
+        (
+            "data",
+            {"mean": np.array([0.5])},
+            r"data\.mean: received array\(\[0\.5\]\) \(numpy\.ndarray\), allowed: tuple",
+        ),
+        ("data", {"size": (28,)}, r"data\.size: received \(28,\) \(tuple\), allowed: tuple\[int, int\] \| None"),
+        (
+            "model",
+            {"fields": {"act": nn.relu}},
+            r"model\.fields: received act=.*allowed: texts \(names of functions too",
+        ),
+        ("model", {"fields": {"widths": (np.int32(4),)}}, r"model\.fields: received widths=.*, allowed: texts"),
+        ("model", {"fields": [1]}, r"model\.fields: received \[1\] \(list\), allowed: dict"),
+        ("model", {"name": nn.Dense}, r"model\.name: received .*, allowed: str"),
+        (None, "lenet5", r"model: received 'lenet5' \(str\), allowed: a cnnjax\.training\.Model"),
+        (None, None, r"model: received None \(NoneType\), allowed: a cnnjax\.training\.Model"),
+    ],
+)
+def test_a_configuration_holds_plain_values(section, fields, says, tiny_config, tiny_data, tmp_path, capsys):
+    """Given to `train`, or in an experiment file's CONFIG, which says so before it parses its command line."""
+    changed = dataclasses.replace(getattr(tiny_config, section), **fields) if section else fields
+    cfg = dataclasses.replace(tiny_config, **{section or "model": changed})
+    with pytest.raises(InputError, match=f"^{says}"):
+        train(cfg, tmp_path / "run", dataset=tiny_data)
+    (tmp_path / "mine.py").write_text('"""Mine."""\n')
+    assert launch(cfg, str(tmp_path / "mine.py"), []) == 2
+    out, err = capsys.readouterr()
+    assert re.match(f"^error: {says}[^\n]*\n$", err)
+    assert out == ""
+
+
+def test_a_configuration_may_have_what_json_gives(tiny_config):
+    """NumPy's float64 is a float; lists stand for tuples, whole numbers for real ones."""
+    optimizer = Optimizer(learning_rate=np.float64(0.1), weight_decay=0, milestones=[0.5, 0.75])
+    config.check_types(dataclasses.replace(tiny_config, optimizer=optimizer, data=Data(size=[28, 28])))
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
