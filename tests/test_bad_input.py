@@ -129,7 +129,7 @@ CASES = [
     Case("all damaged", AGAIN + " {damaged}", ("no good checkpoint is left", "start from step 0"), 1, sets_aside=True),
     Case("another run's", AGAIN + " {foreign}", ("checkpoint 8", "another configuration"), 1),
     Case("evaluating a damaged one", "evaluate {damaged}", ("no good checkpoint", "damaged"), 1),
-    Case("loading a foreign one", "evaluate {wider}", ("checkpoint 8", "another network"), 1),
+    Case("loading a foreign one", "evaluate {wider}", ("checkpoint 8", "another configuration"), 1),
     Case("none yet", "evaluate {unfinished}", ("{unfinished}", "no checkpoint")),
     # ---- evaluate, predict, data
     Case("evaluating nothing", "evaluate {nowhere}", ("{nowhere}", "not a run's folder")),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import warnings
 from typing import Any
@@ -20,6 +21,7 @@ from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.optimizer import make_optimizer
 from cnnjax.training.setup import Derived, make_init, make_model
+from cnnjax.training.state import TrainState
 from cnnjax.training.step import Preprocess
 
 
@@ -57,7 +59,9 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: boo
     """
     run_dir = pathlib.Path(run_dir)
     record = rundir.read_config(run_dir)
-    config = configs.from_dict(Config, record["config"])
+    if changed := rundir.doubt(run_dir / "config.json", record):
+        _warn(changed)
+    config = rundir.config_of(run_dir, record)
     not_executed = _execute(record, run_dir, trust_code)
     if not_executed:
         network = models.MODELS.get(config.model.name)
@@ -72,8 +76,9 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: boo
         optimizer = make_optimizer(config.optimizer, derived.steps)
         init = make_init(config, model, optimizer, derived.image_shape)
         target = checkpoint.abstract(jax.eval_shape(init, ambient.key(0)), meshes.replicated(meshes.make_mesh(1)))
-        manifest = _choose(directory, best)
-        state = checkpoint.restore(directory, manifest, target)
+        manifest, state = _restore(
+            run_dir, directory, target, record | {"what": record["what"] | configs.what(config)}, best
+        )
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
     return LoadedRun(model, state.evaluated, config, derived, manifest.step, preprocess, not_executed)
 
@@ -121,23 +126,65 @@ def _is_ours(kind: Any) -> bool:
     return str(getattr(kind, "__module__", "")).startswith("cnnjax.")
 
 
+def _restore(
+    run_dir: pathlib.Path, directory: pathlib.Path, target: TrainState, record: dict[str, Any], best: bool
+) -> tuple[checkpoint.Manifest, TrainState]:
+    """A checkpoint and its state; another one where a run that is being trained removes it meanwhile."""
+    while True:
+        manifest = _choose(directory, best)
+        try:
+            rundir.check_owner(manifest, directory, record)
+            state = checkpoint.restore(directory, manifest, target)
+        except RunError:
+            if _is_there(directory, manifest.step):
+                raise
+            continue
+        if not _is_there(directory, manifest.step):  # removed while it was read
+            continue
+        newer = rundir.newest_step(run_dir, directory)
+        if not best and newer > manifest.step and not _is_there(directory, newer):  # of damage `_choose` has told
+            _warn(
+                f"{run_dir}: step {manifest.step} is used, as there is no good checkpoint of step {newer}, which the "
+                f"run has reached"
+            )
+        return manifest, state
+
+
 def _choose(directory: pathlib.Path, best: bool) -> checkpoint.Manifest:
     """The newest intact checkpoint, or the one that the run calls its best; damage is never passed over in silence."""
-    problems = []
-    for step in checkpoint.steps_with_manifest(directory):
+    while True:
+        problems = []
+        steps = checkpoint.steps_with_manifest(directory)
+        for step in steps:
+            try:
+                newest = checkpoint.read_manifest(directory, step)
+                break
+            except RunError as error:
+                if _is_there(directory, step):  # if not, the run has removed it meanwhile, having saved a newer one
+                    problems.append(str(error))
+        else:
+            if problems:
+                raise RunError(f"no good checkpoint in {directory}: {problems[0]}")
+            if steps:
+                continue
+            raise InputError(f"{directory.parent}: the run has no checkpoint yet")
+        for problem in problems:
+            _warn(f"{problem}; step {newest.step} is used in its place")
+        if not best:
+            return newest
+        best_step = newest.meta.get("best_step")
+        if not isinstance(best_step, int):
+            raise InputError(f"{directory.parent}: the run has no validation images, so no best step")
         try:
-            newest = checkpoint.read_manifest(directory, step)
-            break
-        except RunError as error:
-            problems.append(str(error))
-    else:
-        if problems:
-            raise RunError(f"no good checkpoint in {directory}: {problems[0]}")
-        raise InputError(f"{directory.parent}: the run has no checkpoint yet")
-    for problem in problems:
-        warnings.warn(f"{problem}; step {newest.step} is used in its place", stacklevel=4)
-    if not best:
-        return newest
-    if newest.meta["best_step"] is None:
-        raise InputError(f"{directory.parent}: the run has no validation images, so no best step")
-    return checkpoint.read_manifest(directory, newest.meta["best_step"])
+            return checkpoint.read_manifest(directory, best_step)
+        except RunError:
+            if checkpoint.steps_with_manifest(directory) == steps:  # if not, there may be a new best one
+                raise
+
+
+def _is_there(directory: pathlib.Path, step: int) -> bool:
+    return os.path.lexists(directory / f"{step}.json")
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=2)

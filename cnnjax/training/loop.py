@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ from cnnjax.training.setup import (
     one_label,
     prepare,
     sameness,
+    threads,
     versions,
 )
 from cnnjax.training.state import TrainState, fingerprint
@@ -98,9 +100,9 @@ def train(
         what = rundir.what(config, codes.hashes(experiment_file))
         processes.agree("configuration", json.dumps(what, sort_keys=True))
         examine = functools.partial(rundir.examine, workdir, what, extend=extend, accept_code=accept_code)
-        for line in processes.from_first(examine):
+        finished, complaints = processes.from_first(lambda: _look(workdir, what, examine()))
+        for line in complaints:
             report.warn(line)
-        finished = processes.from_first(lambda: _finished(workdir, what))
 
         def shown_again(result: dict[str, Any]) -> dict[str, Any]:
             processes.from_first(lambda: _note_moved(workdir, what, experiment_file))
@@ -166,41 +168,58 @@ def train(
             len(derived.classes),
         )
 
-        def claim() -> bool:
-            """Takes the folder, and says whether a run was begun in it."""
-            stack.enter_context(rundir.lock(workdir))
+        def claim() -> dict[str, Any] | None:
+            """Takes the folder, and gives the record of the run that was begun in it, if there is one."""
+            stack.enter_context(rundir.lock(workdir, report.warn))
             examine()  # again, now that no other run can change it
             _check_same_data(workdir, derived)
-            return (workdir / "config.json").exists()
+            return rundir.read_config(workdir) if (workdir / "config.json").exists() else None
 
-        begun = processes.from_first(claim)
+        before = processes.from_first(claim)
         record = functools.partial(_record, workdir, config, what, derived, mesh, experiment, experiment_file)
-        if not begun:
-            processes.from_first(lambda: record(0))
+        of = {
+            "what": what,
+            "derived": configs.to_dict(derived),
+            "history": [before["what"], *before["history"]] if before else [],
+        }
+        written = None if before else processes.from_first(lambda: record(0))
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
         stack.enter_context(processes.ending_together(workdir))  # before waiting for a save that can't end
         placement = meshes.state_shardings(shapes, mesh)
-        state, progress = _restore(checkpoints, checkpoint.abstract(shapes, placement), workdir, report)
+        state, progress, mark = _restore(checkpoints, checkpoint.abstract(shapes, placement), of, report)
         progress.since = began
-        if begun:
-            processes.from_first(lambda: record(progress.step))  # only now that the run is known to go on
-        if state is None:
-            state = jax.jit(init, out_shardings=placement)(key)
-        rows = rundir.MetricsFile(workdir / "metrics.jsonl", progress.step) if first() else None
+        rows = processes.together(
+            lambda: rundir.MetricsFile(workdir / "metrics.jsonl", progress.step, mark) if first() else None
+        )
         if rows:
             stack.callback(rows.close)
+            if rows.complaint:
+                report.warn(rows.complaint)
+        if before:  # only now that the run is known to go on
+            written = processes.from_first(lambda: record(progress.step, rows.complaint if rows else None))
+            if state is None:
+                report.note(f"no checkpoint is in {checkpoints.directory}: from step 0")
+        if state is None:
+            state = jax.jit(init, out_shardings=placement)(key)
         events = Events(workdir / "tensorboard", progress.step) if config.run.tensorboard and first() else None
         if events:
             stack.callback(events.close)
+
+        def what_is_left() -> str:
+            """What a run that fails leaves."""
+            with contextlib.suppress(RunError):
+                checkpoints.wait()
+            saved = checkpoint.steps_with_manifest(checkpoints.directory)
+            return (
+                f"the checkpoint of step {saved[0]:,} in {workdir} is kept" if saved else "no checkpoint was saved yet"
+            )
 
         def measured(step: int, split: str, sums: dict[str, float]) -> dict[str, float]:
             """What is reported of sums: written down, and refused where it is not finite."""
             values = metrics.averages(sums, derived.num_classes)
             if not math.isfinite(values["loss"]):
-                raise RunError(
-                    f"step {step}: the {split} loss is {values['loss']}; {workdir} keeps earlier checkpoints"
-                )
+                raise RunError(f"step {step}: the {split} loss is {values['loss']}; {what_is_left()}")
             if rows and rows.write(step, split, values) and events:
                 events.write(step, split, values)
             progress.latest[split] = values
@@ -254,8 +273,8 @@ def train(
             for number, sums in enumerate(fetched, step - len(fetched) + 1):
                 if not math.isfinite(sums["loss"]):
                     raise RunError(
-                        f"step {number}: the training loss is {float(sums['loss'])}; the newest good checkpoint in "
-                        f"{workdir} is kept (a smaller --optimizer.learning-rate, or --optimizer.clip-norm, may help)"
+                        f"step {number}: the training loss is {float(sums['loss'])}; {what_is_left()} (a smaller "
+                        f"--optimizer.learning-rate, or --optimizer.clip-norm, may help)"
                     )
             progress.train_examples += size * len(fetched)
             progress.window = metrics.add([progress.window, *fetched])
@@ -263,14 +282,12 @@ def train(
 
         def save(step: int, score: list[float] | None) -> None:
             if not _all_finite(state):
-                raise RunError(
-                    f"step {step}: a parameter is not finite; the newest good checkpoint in {workdir} is kept"
-                )
+                raise RunError(f"step {step}: a parameter is not finite; {what_is_left()}")
             if events:
                 events.flush()
             progress.seconds += time.monotonic() - progress.since
             progress.since = time.monotonic()
-            checkpoints.save(step, state, progress.to_meta(step, what), score)
+            checkpoints.save(step, state, progress.to_meta(step, of, rows.mark() if rows else None), score)
 
         def saved_at(step: int) -> str:
             return f"stopped at step {step:,} of {steps:,} and saved; the same command with --workdir {workdir} goes on"
@@ -364,6 +381,8 @@ def train(
 
         def conclude() -> dict[str, Any]:
             nonlocal result
+            assert rows is not None
+            assert written is not None
             result |= {
                 "seconds": progress.seconds,
                 "train_seconds": progress.train_seconds,
@@ -372,29 +391,34 @@ def train(
                 "fingerprint": fingerprint(state),
                 "versions": versions(),
                 "devices": meshes.describe(mesh),
-                "history": rundir.read_config(workdir)["history"],
+                "history": written["history"],
+                "run": rundir.run_of(of),
+                "metrics": dataclasses.asdict(rows.mark()),
                 "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
-            assert rows is not None
+            # Before any picture, of which nothing else depends.
+            result = rundir.write_record(workdir / "result.json", result)
             rate = schedule(config.optimizer, steps)
-            pictures.curves(
-                rows.rows,
+            _draw(
                 workdir / "curves.png",
-                title=f"{experiment}, seed {config.train.seed}",
-                steps_per_epoch=examples / size,
-                learning_rate=lambda step: float(np.asarray(rate(step))),
+                report,
+                lambda file: pictures.curves(
+                    rows.rows,
+                    file,
+                    title=f"{experiment}, seed {config.train.seed}",
+                    steps_per_epoch=examples / size,
+                    learning_rate=lambda step: float(np.asarray(rate(step))),
+                ),
             )
             if outputs is not None and derived.classes:
-                some = feeds[shown].pictures(_SHOWN)
-                pictures.predictions(
-                    some.image,
-                    some.label,
-                    outputs[: len(some)],
-                    derived.classes,
+                some, said = feeds[shown].pictures(_SHOWN), outputs
+                _draw(
                     workdir / "predictions.png",
-                    split=shown,
+                    report,
+                    lambda file: pictures.predictions(
+                        some.image, some.label, said[: len(some)], derived.classes, file, split=shown
+                    ),
                 )
-            rundir.write_json(workdir / "result.json", result)
             return result
 
         return processes.from_first(conclude)
@@ -424,19 +448,27 @@ class _Progress:
         """Examples trained on a second, without compilation, evaluation and saving."""
         return self.train_examples / self.train_seconds if self.train_seconds else 0.0
 
-    def to_meta(self, step: int, what: dict[str, Any]) -> dict[str, Any]:
-        values = dataclasses.asdict(self) | {"step": step, "identity": rundir.identity(what)}
+    def to_meta(self, step: int, of: dict[str, Any], mark: rundir.Mark | None) -> dict[str, Any]:
+        """For a checkpoint's manifest: with whose it is, and how the lines of metrics up to it are known again."""
+        values = dataclasses.asdict(self) | {"step": step, "identity": rundir.identity(of["what"])}
+        values |= {"data": rundir.data_of(of["derived"]), "metrics": mark and dataclasses.asdict(mark)}
         del values["since"]
         return values
 
     @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> "_Progress":
-        return cls(**{name: value for name, value in meta.items() if name != "identity"})
+    def from_meta(cls, meta: dict[str, Any]) -> "tuple[_Progress, rundir.Mark | None]":
+        """The inverse; an `InputError` where a value is of another type."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        mark = meta.get("metrics")
+        return (
+            configs.from_dict(cls, {name: value for name, value in meta.items() if name in own}),
+            configs.from_dict(rundir.Mark, mark) if mark else None,
+        )
 
 
 def _restore(
-    checkpoints: checkpoint.Checkpoints, target: TrainState, workdir: pathlib.Path, report: Report
-) -> tuple[TrainState | None, _Progress]:
+    checkpoints: checkpoint.Checkpoints, target: TrainState, of: dict[str, Any], report: Report
+) -> tuple[TrainState | None, _Progress, rundir.Mark | None]:
     manifest, complaints = checkpoints.newest_good()
     for complaint in complaints:
         report.warn(f"{complaint}; it is set aside")
@@ -446,15 +478,17 @@ def _restore(
                 f"no good checkpoint is left in {checkpoints.directory} ({complaints[-1]}); run the command again to "
                 f"start from step 0, or put an intact copy there"
             )
-        return None, _Progress()
-    identity = manifest.meta.get("identity")
-    if not processes.from_first(lambda: rundir.belongs(identity, rundir.read_config(workdir))):
+        return None, _Progress(), None
+    rundir.check_owner(manifest, checkpoints.directory, of)
+    try:
+        progress, mark = _Progress.from_meta(manifest.meta)
+    except InputError as error:
         raise RunError(
-            f"checkpoint {manifest.step} in {checkpoints.directory} belongs to a run of another configuration"
-        )
+            f"checkpoint {manifest.step} in {checkpoints.directory}: its manifest is not one ({error})"
+        ) from error
     state = checkpoint.restore(checkpoints.directory, manifest, target)
     report.note(f"resuming from step {manifest.step:,}")
-    return state, _Progress.from_meta(manifest.meta)
+    return state, progress, mark
 
 
 def _best_variables(
@@ -467,12 +501,15 @@ def _best_variables(
         return None
 
 
-def _finished(workdir: pathlib.Path, what: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that has made all the steps asked for."""
-    if not (workdir / "result.json").exists():
-        return None
-    result = rundir.read_json(workdir / "result.json")
-    return result if rundir.same_configuration(workdir, what) else None
+def _look(workdir: pathlib.Path, what: dict[str, Any], lines: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The result of a run that has made all the steps asked for, and more lines, about records not as written."""
+    if not (workdir / "config.json").exists():
+        return None, lines
+    record = rundir.read_config(workdir)
+    if changed := rundir.doubt(workdir / "config.json", record):
+        lines = [*lines, changed]
+    result, complaints = rundir.find_result(workdir, record)
+    return result if rundir.same_configuration(workdir, what) else None, [*lines, *complaints]
 
 
 def _note_moved(workdir: pathlib.Path, what: dict[str, Any], experiment_file: str | None) -> None:
@@ -480,8 +517,8 @@ def _note_moved(workdir: pathlib.Path, what: dict[str, Any], experiment_file: st
     record = rundir.read_config(workdir)
     here = {"experiment_file": experiment_file, "place": codes.place(workdir)}
     same = not codes.changed(record["what"].get("code") or {}, what["code"])
-    if what["code"] and same and record | here != record:
-        rundir.write_json(workdir / "config.json", record | here)
+    if what["code"] and same and record | here != record and not rundir.doubt(workdir / "config.json", record):
+        rundir.write_record(workdir / "config.json", record | here)
 
 
 def _again(result: dict[str, Any], workdir: pathlib.Path) -> str:
@@ -499,6 +536,7 @@ def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
     if not (workdir / "config.json").exists():
         return
     before = rundir.read_config(workdir)["derived"]
+    configs.from_dict(Derived, before, "derived")
     for name, value in json.loads(json.dumps(dataclasses.asdict(derived))).items():
         # Where files lie may change, and so may the number of steps; what is in them may not.
         if name not in ("steps", "provenance") and before.get(name) != value:
@@ -531,22 +569,28 @@ def _record(
     experiment: str,
     experiment_file: str | None,
     step: int,
-) -> None:
+    complaint: str | None = None,
+) -> dict[str, Any]:
     """Writes `config.json`, and adds to its history that the run goes on from `step`, on what and for how long."""
     history = []
     if (workdir / "config.json").exists():
         before = rundir.read_config(workdir)
         history = before["history"]
-        if (workdir / "result.json").exists():  # of fewer steps: the run is extended
-            (workdir / "result.json").rename(workdir / f"result-{before['derived']['steps']}.json")
+        if os.path.lexists(workdir / "result.json"):  # of fewer steps, as the run is extended; or not this run's
+            result, _ = rundir.find_result(workdir, before)
+            name = f"result-{before['derived']['steps']}.json" if result else "result-set-aside.json"
+            rundir.set_aside(workdir / "result.json", name)
     part: dict[str, Any] = {
         "from_step": step,
         "steps": derived.steps,
         "devices": meshes.describe(mesh),
+        "threads": threads(),
         "versions": versions(),
         "settings": ambient.recorded(),
     }
     part |= {"code": what["code"], "git": codes.git_state(experiment_file)}
+    if complaint:
+        part["metrics"] = complaint
     record = {
         "experiment": experiment,
         "experiment_file": experiment_file,
@@ -556,7 +600,18 @@ def _record(
         "derived": dataclasses.asdict(derived),
         "history": [*history, part],
     }
-    rundir.write_json(workdir / "config.json", record)
+    return rundir.write_record(workdir / "config.json", record)
+
+
+def _draw(path: pathlib.Path, report: Report, draw: Callable[[pathlib.Path], None]) -> None:
+    """Writes a picture, by rename as all files of a run's folder; one that can't be drawn is no more than a warning."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        temporary.unlink(missing_ok=True)  # a link, perhaps, through which nothing is to be written
+        draw(temporary)
+        os.replace(temporary, path)
+    except Exception as error:  # of the many parts that a picture takes
+        report.warn(f"{path} can't be drawn ({type(error).__name__}: {error}); the result is whole")
 
 
 def _stop_trace() -> None:

@@ -87,7 +87,7 @@ def place(made):
 
 def change_record(run, **values):
     record = rundir.read_config(run)
-    rundir.write_json(run / "config.json", record | values)
+    rundir.write_record(run / "config.json", record | values)
 
 
 # ---- what a run is -------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data
     resumed = train(cfg, tmp_path / "parts", dataset=tiny_data)
     assert resumed["fingerprint"] == whole["fingerprint"]
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
-    timings = {"seconds", "train_seconds", "compile_seconds", "examples_per_second", "history", "finished"}
+    timings = {"seconds", "train_seconds", "compile_seconds", "examples_per_second", "history", "finished", "seal"}
     assert {k: v for k, v in resumed.items() if k not in timings} == {
         k: v for k, v in whole.items() if k not in timings
     }
@@ -301,7 +301,8 @@ def test_a_result_does_not_need_the_metrics_file(tiny_config, tiny_data, tmp_pat
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "metrics.jsonl").unlink()
     again = train(tiny_config, tmp_path / "run", dataset=tiny_data)
-    changing = {"seconds", "compile_seconds", "history", "finished"}
+    assert again["history"][-1]["metrics"].endswith("metrics.jsonl is missing: the curves begin after step 24")
+    changing = {"seconds", "compile_seconds", "history", "metrics", "finished", "seal"}
     assert {k: v for k, v in again.items() if k not in changing} == {
         k: v for k, v in result.items() if k not in changing
     }

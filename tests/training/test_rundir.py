@@ -1,0 +1,436 @@
+"""The folder of a run: what was changed in it between two starts is said, and nothing outside of it is touched."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import shutil
+import warnings
+
+import pytest
+
+from cnnjax.ops.errors import InputError
+from cnnjax.training import Report, RunError, checkpoint, files, load_run, loop, rundir, train
+
+
+class Lines(Report):
+    """A report that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.warned = []
+        self.noted = []
+
+    def warn(self, text):
+        self.warned.append(text)
+
+    def note(self, text):
+        self.noted.append(text)
+
+
+@pytest.fixture(scope="module")
+def finished_once():
+    return {}
+
+
+@pytest.fixture
+def finished(finished_once, tiny_config, tiny_data, tmp_path, tmp_path_factory):
+    """The folder of a finished run, of which each test has its own copy."""
+    if not finished_once:
+        finished_once["folder"] = tmp_path_factory.mktemp("finished") / "run"
+        finished_once["result"] = train(tiny_config, finished_once["folder"], dataset=tiny_data)
+    return shutil.copytree(finished_once["folder"], tmp_path / "run")
+
+
+@pytest.fixture
+def again(tiny_config, tiny_data, monkeypatch):
+    """`again(folder)` gives the same command again: its result and the warnings."""
+
+    def start(folder):
+        report = Lines()
+        result = train(tiny_config, folder, dataset=tiny_data, report=report)
+        return result, report.warned
+
+    return start
+
+
+def assert_same(result, other):
+    changing = {
+        "seconds",
+        "compile_seconds",
+        "train_seconds",
+        "examples_per_second",
+        "history",
+        "metrics",
+        "seal",
+        "format",
+        "finished",
+    }
+    strip = lambda values: {name: value for name, value in values.items() if name not in changing}
+    assert strip(result) == strip(other)
+
+
+def resealed(path, change):
+    """Edits a record by hand, and seals it again."""
+    record = json.loads(path.read_text()) | change
+    rundir.write_record(path, record)
+
+
+def replace_by(path, kind):
+    path.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "loop": lambda path: path.symlink_to(path.name)}[kind](path)
+
+
+# ---- result.json ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_of_a_result_is_noticed(finished, seed):
+    rng = random.Random(seed)
+    path = finished / "result.json"
+    before, content = json.loads(path.read_text()), bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    result, lines = rundir.find_result(finished, rundir.read_config(finished))
+    assert result == before if not lines else result is None
+
+
+def test_a_result_that_was_edited_is_made_again(finished, again, finished_once):
+    path = finished / "result.json"
+    edited = json.dumps(json.loads(path.read_text()) | {"test_loss": 1e-9})
+    path.write_text(edited)
+    result, warned = again(finished)
+    assert warned == [
+        f"{path} is not as it was written: it was edited, or is damaged; it is set aside, and made again from the "
+        f"checkpoints"
+    ]
+    assert_same(result, finished_once["result"])
+    assert (finished / "result-set-aside.json").read_text() == edited
+    assert again(finished) == (result, [])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "text", "another run's", "of wrong types"])
+def test_what_is_no_result_is_never_shown(finished, again, finished_once, kind):
+    path = finished / "result.json"
+    if kind == "text":
+        path.write_text("nothing")
+    elif kind == "another run's":
+        resealed(path, {"run": files.seal("another"), "test_accuracy": 1.0})
+    elif kind == "of wrong types":
+        resealed(path, {"test_accuracy": "high"})
+    else:
+        replace_by(path, kind)
+    result, warned = again(finished)
+    assert len(warned) == 1
+    assert "result.json" in warned[0]
+    assert "it is set aside, and made again from the checkpoints" in warned[0]
+    assert_same(result, finished_once["result"])
+    assert os.path.lexists(finished / "result-set-aside.json")
+
+
+def test_a_run_of_an_earlier_version_is_shown_with_a_line(finished, again, finished_once):
+    """Its records have no seal."""
+    for name in ("result.json", "config.json"):
+        record = json.loads((finished / name).read_text())
+        (finished / name).write_text(
+            json.dumps({key: value for key, value in record.items() if key not in ("seal", "format")})
+        )
+    result, warned = again(finished)
+    assert_same(result, finished_once["result"])
+    assert [line.partition(" is ")[2] for line in warned] == [
+        "of an earlier version of cnnjax, which did not seal it: it is read, but a change to it would not be noticed"
+    ] * 2
+    with pytest.warns(UserWarning, match="config.json is of an earlier version of cnnjax"):
+        load_run(finished)
+
+
+def test_fields_that_an_earlier_version_did_not_have_are_at_their_defaults(finished, again):
+    record = rundir.read_config(finished)
+    for name in ("train.ema", "train.microbatches"):
+        del record["what"][name]
+    rundir.write_record(finished / "config.json", record)
+    assert again(finished)[0]["steps"] == 24
+
+
+# ---- metrics.jsonl -------------------------------------------------------------------------------------------------
+
+
+def lines_of(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("kind", ["a line gone", "a value changed", "another run's", "gone", "pipe", "folder", "loop"])
+@pytest.mark.parametrize("shown", [True, False])
+def test_lines_of_metrics_that_were_lost_or_changed_are_said(finished, again, finished_once, kind, shown):
+    """At a finished run that is shown, and at one that goes on; the result is the same."""
+    path = finished / "metrics.jsonl"
+    lines = lines_of(finished)
+    if kind == "a line gone":
+        path.write_text("".join(lines[:2] + lines[3:]))
+    elif kind == "a value changed":
+        path.write_text("".join([lines[0].replace('"loss": ', '"loss": 1'), *lines[1:]]))
+    elif kind == "another run's":
+        path.write_text("".join(line.replace("loss", "lost") for line in lines))
+    elif kind == "gone":
+        path.unlink()
+    else:
+        replace_by(path, kind)
+    if not shown:
+        (finished / "result.json").unlink()
+    result, warned = again(finished)
+    assert_same(result, finished_once["result"])
+    if shown:
+        assert warned == [f"{path} is not as the run wrote it: lines are missing, or were changed"]
+    elif kind == "gone":
+        assert warned == [f"{path} is missing: the curves begin after step 24"]
+    else:
+        assert warned == [
+            f"{path} is not as the run wrote it up to step 24: the curves begin after step 24, and what it holds is "
+            f"set aside as metrics-set-aside.jsonl"
+        ]
+        assert os.path.lexists(finished / "metrics-set-aside.jsonl")
+        assert result["history"][-1]["metrics"] == warned[0]
+        assert again(finished) == (result, [])
+
+
+# ---- config.json ---------------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_was_edited_is_said(finished, again):
+    """What matters is in the checkpoints' manifests too: a change to that is refused, to anything else is said."""
+    path = finished / "config.json"
+    record = rundir.read_config(finished)
+    record["config"]["data"]["raw_dir"] = "/elsewhere"
+    path.write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="config.json is not as it was written: it was edited, or is damaged"):
+        assert load_run(finished).config.data.raw_dir == "/elsewhere"
+    for section, name, value in (("derived", "mean", [0.5]), ("config", "train", {"loss": "squared_error"})):
+        changed = json.loads(json.dumps(record))
+        if section == "derived":
+            changed["derived"][name] = value
+        else:
+            changed["config"][name] |= value
+        path.write_text(json.dumps(changed))
+        with (
+            pytest.warns(UserWarning, match="not as it was written"),
+            pytest.raises(RunError, match="belongs to a run"),
+        ):
+            load_run(finished)
+    path.write_text(json.dumps(record))
+    (finished / "result.json").unlink()
+    assert again(finished)[1] == [f"{path} is not as it was written: it was edited, or is damaged"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_run(finished)  # it was written anew
+
+
+@pytest.mark.parametrize("name", ["config", "what", "derived", "history"])
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, [3], {"x": 1}])
+def test_a_configuration_of_wrong_types_is_one_line(finished, again, name, value):
+    """With a good seal, as one that was edited by a program."""
+    resealed(finished / "config.json", {name: value})
+    if (name, value) == ("history", []):
+        return  # no wrong type
+    uses = [load_run, again]
+    if name == "config" and isinstance(value, dict):
+        uses.remove(again)  # which has its own
+    if (name, value) == ("what", {}):
+        uses.remove(load_run)  # which takes it from the configuration
+    for use in uses:
+        with pytest.raises((InputError, RunError)) as error:
+            use(finished)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "x"}, {"seconds": None}, {"best_step": "x"}, {"best_score": 3}, {"latest": []},
+        {"window": {"loss": "x"}}, {"metrics": 3}, {"metrics": {"lines": "x", "sha256": ""}}, {"identity": None},
+        {"identity": []}, {"data": 3},
+    ],
+)  # fmt: skip
+def test_a_manifests_values_of_wrong_types_are_one_line(finished, again, change):
+    path = finished / "checkpoints" / "24.json"
+    content = json.loads(path.read_text())["content"]
+    content["meta"] |= change
+    path.write_text(json.dumps({"content": content, "sha256": files.seal(content)}))
+    (finished / "result.json").unlink()
+    with pytest.raises(RunError, match="checkpoint 24"):
+        again(finished)
+
+
+def test_a_checkpoint_of_another_run_is_refused_wherever_it_is_used(finished, tiny_config, tiny_data, tmp_path, again):
+    """Of the same shapes: another seed, and other data of the same configuration."""
+    from tests.training.test_loop import change
+
+    train(change(tiny_config, "train", seed=1), tmp_path / "other", dataset=tiny_data)
+    shutil.rmtree(finished / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", finished / "checkpoints")
+    (finished / "result.json").unlink()
+    for use in (load_run, lambda folder: load_run(folder, best=True), again):
+        with pytest.raises(RunError, match=r"checkpoint \d+ in .* belongs to a run of another config.*train\.seed"):
+            use(finished)
+
+
+# ---- which checkpoint ----------------------------------------------------------------------------------------------
+
+
+def test_an_older_checkpoint_is_not_taken_in_silence(finished):
+    (finished / "checkpoints" / "24.json").unlink()
+    with pytest.warns(
+        UserWarning, match="step 21 is used, as there is no good checkpoint of step 24, which the run has"
+    ):
+        assert load_run(finished).step == 21
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile(finished, monkeypatch):
+    """A run that keeps one, and is being trained: the next good one is taken."""
+    directory = finished / "checkpoints"
+    for name in ("24", "24.json"):
+        (directory / name).rename(finished / name)
+    moments = []
+
+    def then(function):
+        def wrapped(*arguments):
+            if len(moments) < 2:
+                moments.append(function.__name__)
+                if len(moments) == 2 or function is rundir.check_owner:
+                    for name in ("24.json", "24"):  # what was the newest is gone, and a newer one is there
+                        if (finished / name).exists():
+                            (finished / name).rename(directory / name)
+                            (directory / name.replace("24", "21")).rename(finished / name.replace("24", "21"))
+            return function(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr(checkpoint, "read_manifest", then(checkpoint.read_manifest))
+    monkeypatch.setattr(checkpoint, "restore", then(checkpoint.restore))
+    assert load_run(finished).step == 24
+    assert moments == ["read_manifest", "restore"]
+
+
+# ---- links, pipes and stray files ----------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_through_a_link(tiny_config, tiny_data, tmp_path):
+    """Whatever the names of a run's files point to, it stays as it is, and the run is whole."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    names = ("metrics.jsonl", "metrics.jsonl.tmp", "result.json", "result.json.tmp", "config.json.tmp", "curves.png",
+             "predictions.png", ".curves.tmp.png", ".predictions.tmp.png")  # fmt: skip
+
+    def link():
+        for name in names:
+            (outside / name).write_text("mine")
+            (run / name).unlink(missing_ok=True)
+            (run / name).symlink_to(outside / name)
+
+    train(tiny_config, run, dataset=tiny_data)
+    (run / "config.json").rename(outside / "config.json")
+    (run / "config.json").symlink_to(outside / "config.json")
+    before = (outside / "config.json").read_text()
+    link()
+    report = Lines()
+    train(tiny_config, run, dataset=tiny_data, report=report)
+    assert len(report.warned) == 2  # of the result and of the metrics
+    assert (outside / "config.json").read_text() == before
+    assert all((outside / name).read_text() == "mine" for name in names)
+    for name in ("config.json", "metrics.jsonl", "result.json", "curves.png", "predictions.png"):
+        assert (run / name).is_file()
+        assert not (run / name).is_symlink()
+
+
+def test_checkpoints_may_be_on_another_disk(tiny_config, tiny_data, tmp_path, finished_once, finished):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run2").mkdir()
+    (tmp_path / "run2" / ".hidden").write_text("x")
+    first = train(tiny_config, tmp_path / "run2", dataset=tiny_data)
+    shutil.move(tmp_path / "run2" / "checkpoints", tmp_path / "disk" / "checkpoints")
+    (tmp_path / "run2" / "checkpoints").symlink_to(tmp_path / "disk" / "checkpoints")
+    (tmp_path / "run2" / "result.json").unlink()
+    assert train(tiny_config, tmp_path / "run2", dataset=tiny_data)["fingerprint"] == first["fingerprint"]
+    assert load_run(tmp_path / "run2").step == 24
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_a_lock_that_is_none(tiny_config, tiny_data, tmp_path, kind):
+    run = tmp_path / "run"
+    run.mkdir()
+    if kind == "link":
+        (run / ".lock").symlink_to(tmp_path / "outside")
+    else:
+        {"pipe": os.mkfifo, "folder": os.mkdir}[kind](run / ".lock")
+    with pytest.raises(InputError, match=f"workdir: {run} can't be written"):
+        rundir.lock(run)
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "taken"),
+    [(errno.EWOULDBLOCK, True), (errno.ENOSYS, False), (errno.EOPNOTSUPP, False), (errno.ENOLCK, False)],
+)
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number, taken):
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = []
+    if taken:
+        with pytest.raises(InputError, match="another process is training"):
+            rundir.lock(tmp_path, said.append)
+        assert said == []
+    else:
+        rundir.lock(tmp_path, said.append).close()
+        assert said == [
+            f"{tmp_path} can't be locked ({os.strerror(number)}): nothing will keep another process from training in "
+            f"it at the same time"
+        ]
+
+
+def test_a_folder_with_hidden_files_alone_is_empty(tiny_config, tmp_path):
+    (tmp_path / ".DS_Store").write_text("x")
+    (tmp_path / "Thumbs.db").write_text("x")
+    what = rundir.what(tiny_config, {})
+    rundir.examine(tmp_path, what, extend=False)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        rundir.examine(tmp_path, what, extend=False)
+
+
+# ---- at the end ----------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_fails_costs_no_result(tiny_config, tiny_data, tmp_path, monkeypatch):
+    def broken(*arguments, **more):
+        assert (tmp_path / "run" / "result.json").exists()
+        raise ValueError("no font")
+
+    monkeypatch.setattr(loop.pictures, "curves", broken)
+    monkeypatch.setattr(loop.pictures, "predictions", broken)
+    report = Lines()
+    result = train(tiny_config, tmp_path / "run", dataset=tiny_data, report=report)
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert report.warned == [
+        f"{tmp_path / 'run' / name} can't be drawn (ValueError: no font); the result is whole"
+        for name in ("curves.png", "predictions.png")
+    ]
+
+
+def test_the_configuration_deleted_during_training(
+    tiny_config, tiny_data, tmp_path, monkeypatch, finished_once, finished
+):
+    original = loop.fingerprint
+
+    def without_config(state):
+        (tmp_path / "other" / "config.json").unlink()
+        return original(state)
+
+    monkeypatch.setattr(loop, "fingerprint", without_config)
+    result = train(tiny_config, tmp_path / "other", dataset=tiny_data)
+    assert_same(result, finished_once["result"])
+
+
+def test_threads_are_part_of_the_history(finished_once, finished):
+    assert finished_once["result"]["history"][0]["threads"] >= 1
