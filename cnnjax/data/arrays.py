@@ -56,6 +56,10 @@ class Dataset:
         return {name: arrays for name, arrays in every.items() if arrays is not None}
 
 
+class NoSplit(InputError):
+    """A data set lacks the split that is needed."""
+
+
 def check(dataset: Dataset) -> Dataset:
     """`dataset` itself, after proving that a network can be trained on it.
 

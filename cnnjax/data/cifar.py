@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnjax.data.archive import read_members
 from cnnjax.data.arrays import Arrays, Dataset
-from cnnjax.data.cache import cache_directory, cached
+from cnnjax.data.cache import cached, originals_directory
 from cnnjax.data.images import Size, decode_all, pillow_version, resize_dataset, resize_identity
 from cnnjax.data.originals import ORIGINALS, Path, existing_directory, fetch_originals, read_originals
 from cnnjax.ops.errors import InputError
@@ -48,7 +48,7 @@ def load_cifar10(
     contents = read_originals(edition, raw_dir) if raw_dir is not None else None
 
     def build() -> Dataset:
-        files = contents or fetch_originals(edition, cache_directory(cache_dir) / "originals" / edition)
+        files = contents or fetch_originals(edition, originals_directory(edition, cache_dir))
         train, test = _decode_binary(files) if edition == "cifar10" else _decode_jpegs(files)
         provenance = {"edition": _EDITIONS[edition]} | {file.name: file.sha256 for file in ORIGINALS[edition]}
         if edition == "cifar10_jpeg":
@@ -100,6 +100,6 @@ def _decode_jpegs(contents: dict[str, bytes]) -> tuple[Arrays, Arrays]:
     def part(split: str) -> Arrays:
         members = list(read_members(io.BytesIO(contents[f"{split}.tar.gz"]), f"{split}.tar.gz"))
         label = np.array([CLASSES.index(name.split("/")[1]) for name, _ in members], np.int32)
-        return Arrays(decode_all(members, None), label)
+        return Arrays(decode_all(members, None).image, label)
 
     return part("train"), part("test")

@@ -2,11 +2,14 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import os
+import typing
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Size = tuple[int, int]  # height, width
+Fit = Literal["stretch", "letterbox", "crop"]
+"""How an image gets a size of other proportions: all of it stretched or squashed, or all of it between black bars, or
+its centre, with what is too long cut off."""
+
+FITS: tuple[Fit, ...] = typing.get_args(Fit)
+_ALIKE = 1.05  # proportions that differ by less are called the same
 
 
 def check_size(size: object) -> Size | None:
@@ -36,8 +45,116 @@ def check_size(size: object) -> Size | None:
     return height, width
 
 
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+"""The formats that are read, by Pillow's names. EPS must not be among them: Pillow has Ghostscript execute it."""
+
+DECODING = "orientation obeyed, transparency on white"
+"""What decoding an image means, beyond Pillow's version: part of what identifies decoded images in the cache."""
+
+_ORIENTATION = 0x0112  # EXIF's tag
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as those of images do."""
+    return os.path.splitext(name)[1].lower() in _suffixes()
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    from PIL import Image
+
+    # MPO is a JPEG with others behind it, and opened as one.
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in (*_formats(), "MPO"))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_picture(content: bytes | str | os.PathLike[str]) -> "Image.Image":
+    """Opens an encoded image with Pillow, if it is in one of `FORMATS`: nothing else in cnnjax calls `Image.open`.
+
+    Args:
+      content: the encoded bytes, or the path of a file.
+
+    Returns:
+      a Pillow image, to be closed; its pixels are not decoded yet.
+
+    Raises:
+      UnidentifiedImageError: it is in none of these formats. Damaged files raise several kinds; see `decode_image`.
+    """
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_formats())
+
+
+def is_image(content: bytes | str | os.PathLike[str]) -> bool:
+    """Whether an encoded image, or the file at a path, opens in one of `FORMATS`, whatever its name."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, about what else it may be
+            open_picture(content).close()
+    except Exception:  # on what is no image Pillow's plugins raise several kinds
+        return False
+    return True
+
+
+def orientation(content: bytes) -> int:
+    """How an encoded image is to be turned, as EXIF numbers it: 1 to 8, where 1 is not at all."""
+    if b"Exif\0\0" not in content and b"Orientation" not in content:
+        return 1  # nearly always; looking for it takes microseconds
+    try:
+        with open_picture(content) as image:
+            return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever is wrong with the image is found when it is decoded
+        return 1
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    """A decoded image, turned as its EXIF orientation says."""
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data raise several kinds; they say nothing then
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def decode_image(content: bytes | str | os.PathLike[str], where: str) -> "Image.Image":
     """An encoded image as a Pillow image of mode L (where it is grey) or RGB.
+
+    It is turned as its EXIF orientation says, and what is transparent shows white. Of 16 bits a channel the upper 8 are
+    kept; of animations the first frame.
 
     Args:
       content: the encoded bytes, or the path of a file.
@@ -49,13 +166,18 @@ def decode_image(content: bytes | str | os.PathLike[str], where: str) -> "Image.
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            image.load()
+        with open_picture(content) as opened:
+            opened.load()
+            image = _upright(opened)
             if image.mode.startswith("I;16"):  # whose upper half `convert` would make white
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
                 raise ValueError(f"pixels of mode {image.mode}; allowed: 8 or 16 bits a channel")
-            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+            mode = "L" if image.mode in ("1", "L") else "RGB"
+            if opened.has_transparency_data:
+                coloured = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+            return image.convert(mode)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {where} is too large: {error}") from None
     except (
@@ -65,28 +187,41 @@ def decode_image(content: bytes | str | os.PathLike[str], where: str) -> "Image.
         EOFError,
         NotImplementedError,
     ) as error:  # what Pillow's decoders raise on damaged files
-        reason = "not an image Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
+        unknown = type(error).__name__ == "UnidentifiedImageError"
+        reason = f"it is in none of the formats {', '.join(_formats())}" if unknown else error
         raise InputError(f"image {where} cannot be read: {reason}") from None
 
 
-def to_array(image: "Image.Image", channels: int, size: Size | None = None) -> np.ndarray:
+def to_array(image: "Image.Image", channels: int, size: Size | None = None, fit: Fit = "stretch") -> np.ndarray:
     """A Pillow image as uint8 `[height, width, channels]`, resized to `size` (bilinear, antialiased) if it differs."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None and image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        resize = {"stretch": Image.Image.resize, "letterbox": ImageOps.pad, "crop": ImageOps.fit}[fit]
+        image = resize(image, size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def open_image(path: str | os.PathLike[str], height: int, width: int, channels: int) -> np.ndarray:
+def _stretches(old: Size, new: Size | None) -> bool:
+    """Whether an image of size `old` changes its proportions, by more than is seen, when it is resized to `new`."""
+    if new is None:
+        return False
+    change = old[0] * new[1] / (old[1] * new[0])
+    return not 1 / _ALIKE < change < _ALIKE
+
+
+def open_image(
+    path: str | os.PathLike[str], height: int, width: int, channels: int, fit: Fit = "stretch"
+) -> np.ndarray:
     """An image file as a network wants it: uint8 `[height, width, channels]`, resized and made grey or RGB as needed.
 
     Args:
-      path: an image file, of any format Pillow reads.
+      path: an image file, in one of `cnnjax.data.images.FORMATS`.
       height: of the result.
       width: of the result.
       channels: 1 for grey, 3 for RGB.
+      fit: what happens to an image of other proportions, as `load` has it.
 
     Raises:
       InputError: if the file is missing or can't be read as an image, naming it, or `channels` is neither 1 nor 3.
@@ -94,8 +229,8 @@ def open_image(path: str | os.PathLike[str], height: int, width: int, channels: 
     if channels not in (1, 3):
         raise InputError(f"channels must be 1 or 3, received {channels}")
     if not os.path.isfile(path):
-        raise InputError(f"image {str(path)!r} is {'a folder' if os.path.isdir(path) else 'not there'}")
-    return to_array(decode_image(path, repr(str(path))), channels, (height, width))
+        raise InputError(f"image {str(path)!r} is {'a folder' if os.path.isdir(path) else 'not there, or no file'}")
+    return to_array(decode_image(path, repr(str(path))), channels, (height, width), fit)
 
 
 def pillow_version() -> str:
@@ -103,34 +238,65 @@ def pillow_version() -> str:
     return f"Pillow {importlib.metadata.version('pillow')}"
 
 
-def resize_identity(size: Size | None) -> dict[str, object]:
+def decoder() -> str:
+    """What decoded images depend on: Pillow's version, and what is made of orientation and transparency."""
+    return f"{pillow_version()}, {DECODING}"
+
+
+def resize_identity(size: Size | None, fit: Fit = "stretch") -> dict[str, object]:
     """What resizing to `size` adds to a set's identity in the cache: nothing if there is none."""
-    return {} if size is None else {"size": size, "resized by": pillow_version()}
+    if size is None:
+        return {}
+    return {"size": size, "resized by": pillow_version()} | ({} if fit == "stretch" else {"fit": fit})
 
 
-def decode_all(sources: Sequence[tuple[str, bytes]], size: Size | None) -> np.ndarray:
+class Decoded(NamedTuple):
+    """Images decoded: uint8 `[n, height, width, channels]`, and how many of them lost their proportions."""
+
+    image: np.ndarray
+    stretched: int
+
+
+STRETCHED = "proportions"
+"""The key of a set's provenance under which lost proportions are recorded."""
+
+
+def stretched_provenance(stretched: int, images: int, size: Size | None, fit: Fit) -> dict[str, str]:
+    """What a set's provenance says where so many of its images lost their proportions; nothing if none did."""
+    if not stretched or size is None or fit != "stretch":
+        return {}
+    return {STRETCHED: f"{stretched:,} of {images:,} images were stretched to {size[0]}x{size[1]}"}
+
+
+def decode_all(
+    sources: Sequence[tuple[str, bytes]], size: Size | None, fit: Fit = "stretch", channels: int | None = None
+) -> Decoded:
     """Encoded images of one size, as an array.
 
     Args:
       sources: (name, encoded bytes) of each image.
       size: (height, width) to resize to; None demands that all are of one size.
+      fit: what happens to images of other proportions.
+      channels: 1 or 3; None for 1 if every image is grey, else 3.
 
     Returns:
-      uint8 `[n, height, width, channels]` in the order given, with 1 channel if every image is grey, else 3.
+      the images in the order given, and how many had other proportions than `size`.
 
     Raises:
       InputError: naming the first image that can't be read, or two whose sizes differ.
     """
 
-    def decode(source: tuple[str, bytes]) -> np.ndarray:
+    def decode(source: tuple[str, bytes]) -> tuple[np.ndarray, bool]:
         image = decode_image(source[1], source[0])
-        return to_array(image, 1 if image.mode == "L" else 3, size)
+        pixels = to_array(image, channels or (1 if image.mode == "L" else 3), size, fit)
+        return pixels, _stretches((image.height, image.width), size)
 
     if sum(len(content) for _, content in sources) < 4096 * len(sources):
-        images = [decode(source) for source in sources]  # threads slow tiny images down: 1.5 times at 32x32
+        found = [decode(source) for source in sources]  # threads slow tiny images down: 1.5 times at 32x32
     else:
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            images = list(pool.map(decode, sources))
+            found = list(pool.map(decode, sources))
+    images = [image for image, _ in found]
     for (name, _), image in zip(sources, images, strict=True):
         if image.shape[:2] != images[0].shape[:2]:
             (h0, w0), (h1, w1) = images[0].shape[:2], image.shape[:2]
@@ -138,22 +304,25 @@ def decode_all(sources: Sequence[tuple[str, bytes]], size: Size | None) -> np.nd
                 f"images differ in size: {sources[0][0]} is {h0}x{w0} and {name} is {h1}x{w1} (height x width);"
                 " give a size to resize to, or stream them with a crop (--data.crop)"
             )
-    channels = max(image.shape[2] for image in images)
-    result = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
+    result = np.empty((len(images), *images[0].shape[:2], max(image.shape[2] for image in images)), np.uint8)
     for i, image in enumerate(images):
         result[i] = image  # a grey image among coloured ones is repeated in all channels
-    return result
+    return Decoded(result, sum(stretched for _, stretched in found))
 
 
-def resize_dataset(dataset: Dataset, size: Size | None) -> Dataset:
+def resize_dataset(dataset: Dataset, size: Size | None, fit: Fit = "stretch") -> Dataset:
     """`dataset` with every image of `size` (height, width), by Pillow's antialiased bilinear filter; None keeps it."""
     if size is None:
         return dataset
-    resized = {name: _resize(arrays, size) for name, arrays in dataset.splits().items()}
+    resized: dict[str, Any] = {name: _resize(arrays, size, fit) for name, arrays in dataset.splits().items()}
+    old = dataset.train.image.shape[1:3]
+    if _stretches((old[0], old[1]), size):
+        images = sum(len(arrays) for arrays in dataset.splits().values())
+        resized["provenance"] = dataset.provenance | stretched_provenance(images, images, size, fit)
     return dataclasses.replace(dataset, **resized)
 
 
-def _resize(arrays: Arrays, size: Size) -> Arrays:
+def _resize(arrays: Arrays, size: Size, fit: Fit) -> Arrays:
     from PIL import Image
 
     n, *old, channels = arrays.image.shape
@@ -162,5 +331,5 @@ def _resize(arrays: Arrays, size: Size) -> Arrays:
     image = np.empty((n, *size, channels), np.uint8)
     for i in range(n):
         source = arrays.image[i, ..., 0] if channels == 1 else arrays.image[i]
-        image[i] = to_array(Image.fromarray(source), channels, size)
+        image[i] = to_array(Image.fromarray(source), channels, size, fit)
     return Arrays(image, arrays.label)

@@ -5,7 +5,7 @@ H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST, arXiv:1708.07747.
 """
 
 from cnnjax.data.arrays import Arrays, Dataset
-from cnnjax.data.cache import cache_directory, cached
+from cnnjax.data.cache import cached, originals_directory
 from cnnjax.data.idx import parse_images_labels
 from cnnjax.data.images import Size, resize_dataset, resize_identity
 from cnnjax.data.originals import ORIGINALS, Path, fetch_originals, read_originals
@@ -51,7 +51,7 @@ def load_mnist(
 
     def build() -> Dataset:
         return resize_dataset(
-            decode(name, contents or fetch_originals(name, cache_directory(cache_dir) / "originals" / name)), size
+            decode(name, contents or fetch_originals(name, originals_directory(name, cache_dir))), size
         )
 
     return cached(name, {"files": _provenance(name), **resize_identity(size)}, build, cache_dir)

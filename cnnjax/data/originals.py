@@ -87,15 +87,17 @@ def existing_directory(raw_dir: Path, holding: str) -> pathlib.Path:
     Raises:
       InputError: if it is missing, is not a directory, cannot be read or is empty.
     """
-    folder = pathlib.Path(raw_dir).expanduser()
     try:
+        folder = pathlib.Path(raw_dir).expanduser()
         if not folder.exists():
             raise InputError(f"raw_dir {str(raw_dir)!r} does not exist; it must hold {holding}")
         if not folder.is_dir():
             raise InputError(f"raw_dir {str(raw_dir)!r} is a file; it must be a folder that holds {holding}")
         if not any(folder.iterdir()):
             raise InputError(f"raw_dir {str(raw_dir)!r} is empty; it must hold {holding}")
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:  # also of ~nobody, and of names that hold a zero byte
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"raw_dir {str(raw_dir)!r} cannot be read: {error}") from None
     return folder
 
@@ -150,10 +152,10 @@ def verify(name: str, original: Original, content: bytes, where: str) -> None:
     )
 
 
-def fetch_originals(name: str, folder: pathlib.Path) -> dict[str, bytes]:
+def fetch_originals(name: str, folder: pathlib.Path | None) -> dict[str, bytes]:
     """The original files of the set `name`: from `folder` where it has good copies, else downloaded into it.
 
-    Progress is printed to standard error. A folder that cannot be written to costs a warning, no more.
+    Progress is printed to standard error. A folder that cannot be written to costs a warning, no more; None keeps none.
 
     Returns:
       contents by file name, verified.
@@ -163,13 +165,16 @@ def fetch_originals(name: str, folder: pathlib.Path) -> dict[str, bytes]:
     """
     contents = {}
     for original in ORIGINALS[name]:
-        path = folder / original.name
+        path = folder / original.name if folder is not None else None
         try:
+            if path is None:
+                raise FileNotFoundError
             content = path.read_bytes()
             verify(name, original, content, str(path))
         except (OSError, InputError):  # absent or damaged: download it (again)
             content = _download(name, original)
-            write_atomically(path, lambda file, content=content: file.write(content))
+            if path is not None:
+                write_atomically(path, lambda file, content=content: file.write(content))
         contents[original.name] = content
     return contents
 

@@ -13,8 +13,8 @@ bilinear filter, which is antialiased (a triangle as wide as the reduction). Whe
 always is for evaluation, the result is that of PIL's and torchvision's crop and resize on PIL images, byte for byte.
 Where a training crop is at least twice as large as its target, the JPEG is decoded at 1/2, 1/4 or 1/8 of its size by
 its own cosine transform, which averages squares of pixels: that differs from resizing the whole by some grey levels
-where there is fine texture (a test bounds the mean difference). EXIF orientation is not applied, as by TFDS and
-torchvision.
+where there is fine texture (a test bounds the mean difference). EXIF orientation is obeyed, which torchvision and TFDS
+leave to others, and what is transparent shows white.
 
 **Why simplejpeg.** Measured on photographs of 500x375 and 105 kB, one core (`benchmarks/results/input.md`): it decodes
 in 1.0 ms where Pillow takes 1.2, and reads a header in 2 µs. Most of the time is Huffman decoding, which no smaller
@@ -47,7 +47,7 @@ import numpy as np
 
 from cnnjax.data import order
 from cnnjax.data.folder import SPLITS, open_files
-from cnnjax.data.images import decode_image, pillow_version
+from cnnjax.data.images import decode_image, orientation, pillow_version
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import open_records
 from cnnjax.ops.errors import InputError, unknown
@@ -596,11 +596,11 @@ def _resize_and_crop(content: bytes, where: Callable[[], str], crop: int, resize
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG in colours that simplejpeg decodes as Pillow does; None for anything else."""
+    """(height, width) of an upright JPEG in colours that simplejpeg decodes as Pillow does; None for anything else."""
     import simplejpeg
     from PIL import Image
 
-    if not content.startswith(b"\xff\xd8"):
+    if not content.startswith(b"\xff\xd8") or orientation(content) != 1:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -619,7 +619,8 @@ def _decode(
     Args:
       content: the encoded image.
       where: gives its name, for errors.
-      size: as from `_jpeg_size`. Where it is None Pillow decodes: ImageNet has greys, CMYK and a PNG among its JPEGs.
+      size: as from `_jpeg_size`. Where it is None Pillow decodes: ImageNet has greys, CMYK and a PNG among its JPEGs,
+        and some that lie on their sides.
       reduced: by how much to reduce it, 1, 2, 4 or 8; Pillow doesn't.
     """
     import simplejpeg

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from cnnjax.data.arrays import Dataset, check
 from cnnjax.data.cifar import load_cifar10
 from cnnjax.data.digits import load_digits
 from cnnjax.data.folder import load_folder
-from cnnjax.data.images import check_size, resize_dataset
+from cnnjax.data.images import FITS, STRETCHED, Fit, check_size, resize_dataset
 from cnnjax.data.mnist import load_mnist
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import load_tfds
@@ -53,6 +54,8 @@ def load(
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
     size: tuple[int, int] | None = None,
+    fit: Fit = "stretch",
+    needed: str = "train",
 ) -> Dataset:
     """A data set by name, in memory and checked.
 
@@ -62,6 +65,10 @@ def load(
       data_dir: where TensorFlow Datasets keeps prepared sets; None for its default.
       cache_dir: where decoded sets are kept; None for $CNNJAX_CACHE, or else ~/.cache/cnnjax/data.
       size: (height, width) to resize every image to (bilinear, antialiased); None keeps the source's.
+      fit: what happens to an image of other proportions than `size`: "stretch" (a line says how many were), "letterbox"
+        (all of it, between black bars) or "crop" (its centre).
+      needed: the split without which the set is of no use. Where it is another than "train", a "folder" or "tfds:NAME"
+        may lack "train", for which it stands.
 
     Raises:
       InputError: one line that says what is wrong with the name, the folder, a file, or the data.
@@ -73,7 +80,13 @@ def load(
         loader = functools.partial(load_tfds, name.removeprefix("tfds:"))
     else:
         raise unknown("data set", name, names())
+    if fit not in FITS:
+        raise unknown("fit", fit, FITS)
     places: dict[str, Any] = {"raw_dir": raw_dir, "data_dir": data_dir, "cache_dir": cache_dir, "size": size}
+    if name == "folder" or name.startswith("tfds:"):  # of images that may differ in size
+        places |= {"fit": fit, "needed": needed}
+    elif fit != "stretch":
+        places["size"] = None  # it is given here, below
     try:
         inspect.signature(loader).bind(**places)
     except TypeError as error:
@@ -82,4 +95,11 @@ def load(
     if not isinstance(dataset, Dataset):
         kind = type(dataset).__name__
         raise InputError(f"data set {name!r}: its function returned {kind}; expected: a cnnjax.data.Dataset")
-    return resize_dataset(check(dataset), size)
+    dataset = resize_dataset(check(dataset), size, fit)
+    if STRETCHED in dataset.provenance:
+        print(
+            f"cnnjax: {name}: {dataset.provenance[STRETCHED]} and lost their proportions; --data.fit letterbox or crop"
+            " keeps them",
+            file=sys.stderr,
+        )
+    return dataset

@@ -8,20 +8,23 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from cnnjax.data.arrays import Arrays, Dataset, check, sha256
-from cnnjax.data.cache import cache_directory, cached
-from cnnjax.data.folder import files_below, listing_digest
-from cnnjax.data.images import Size, pillow_version, resize_identity, to_array
+from cnnjax.data.arrays import Arrays, Dataset, NoSplit, check, sha256
+from cnnjax.data.cache import cached_for, originals_directory
+from cnnjax.data.features import check_features
+from cnnjax.data.folder import listing_digest, walk
+from cnnjax.data.images import Fit, Size, decode_all, decoder, resize_identity, stretched_provenance
 from cnnjax.data.mnist import CLASSES, decode
 from cnnjax.data.originals import Path, fetch_originals, read_originals
 from cnnjax.ops.errors import InputError, unknown
@@ -32,7 +35,11 @@ _SLICE = 1024  # examples read at once: three times as fast as one by one
 
 def prepared_directory(data_dir: Path | None = None) -> pathlib.Path:
     """Where prepared sets are: `data_dir`, else as TFDS has it, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    path = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    try:
+        return path.expanduser()
+    except RuntimeError:  # neither $HOME nor an entry for this user
+        raise InputError(f"data_dir: {path}: this user has no home folder; name one by --data.data-dir") from None
 
 
 def load_tfds(
@@ -42,6 +49,8 @@ def load_tfds(
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
     size: Size | None = None,
+    fit: Fit = "stretch",
+    needed: str = "train",
 ) -> Dataset:
     """A classification set of TensorFlow Datasets that was prepared in array_record format, read without TensorFlow.
 
@@ -51,6 +60,8 @@ def load_tfds(
       data_dir: see `prepared_directory`.
       cache_dir: see `cnnjax.data.cache.cache_directory`.
       size: (height, width) to resize to; without it all images must have one size.
+      fit: what happens to images of other proportions.
+      needed: the split without which the set is of no use.
 
     Raises:
       InputError: if it isn't prepared or not in that format, or isn't images with class labels.
@@ -61,15 +72,21 @@ def load_tfds(
             " its raw files: cnnjax data prepare NAME --raw-dir DIR"
         )
     directory = _find(name, prepared_directory(data_dir))
-    identity = {"files": listing_digest(files_below(directory)), "decoder": _decoder(), **resize_identity(size)}
-    return cached(f"tfds:{name}", identity, lambda: _read(name, directory, size), cache_dir)
+    identity = {"files": listing_digest(walk(directory).files), "decoder": decoder(), **resize_identity(size, fit)}
+    build = lambda needed: lambda: _read(name, directory, size, fit, needed)
+    dataset = cached_for(needed, f"tfds:{name}", identity, build, cache_dir)
+    _say_if_nameless(name, directory, dataset.classes)
+    return dataset
 
 
-def _decoder() -> str:
-    """What TFDS decodes images with: OpenCV where it is installed, else Pillow. JPEGs may differ by a grey level."""
-    if _installed("cv2"):
-        return f"OpenCV {importlib.import_module('cv2').__version__}"
-    return pillow_version()
+def _say_if_nameless(name: str, directory: pathlib.Path, classes: tuple[str, ...]) -> None:
+    """Says where classes have numbers for names because the file of their names is missing; some sets never had one."""
+    if classes == tuple(map(str, range(len(classes)))) and not any(directory.glob("*.labels.txt")):
+        print(
+            f"cnnjax: 'tfds:{name}' has no names for its {len(classes)} classes (no *.labels.txt in {directory}):"
+            " they are called by their numbers",
+            file=sys.stderr,
+        )
 
 
 def _installed(module: str) -> bool:
@@ -113,6 +130,7 @@ def _open(name: str, directory: pathlib.Path) -> tuple[Any, str, str]:
     """(TFDS's builder of a prepared set, the names of its image and its label), after checking that it can be read."""
     import tensorflow_datasets as tfds
 
+    check_features(f"'tfds:{name}'", directory)
     try:
         builder = tfds.builder_from_directory(directory)
     except Exception as error:  # of several kinds, where its description is damaged or missing
@@ -127,9 +145,12 @@ def _open(name: str, directory: pathlib.Path) -> tuple[Any, str, str]:
     return builder, *_keys(name, info)
 
 
-def _source(name: str, directory: pathlib.Path, builder: Any, split: str, decoders: Any = None) -> Any:
-    """Random access to the examples of a split, after checking that all are there."""
-    source = builder.as_data_source(split=split, decoders=decoders)
+def _source(name: str, directory: pathlib.Path, builder: Any, split: str) -> Any:
+    """Random access to the records of a split, each the bytes of an example, after checking that all are there."""
+    import tensorflow_datasets as tfds
+
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    source = builder.as_data_source(split=split, deserialize_method=raw)
     prepared = builder.info.splits[split].num_examples
     if len(source) != prepared:
         raise InputError(
@@ -137,6 +158,14 @@ def _source(name: str, directory: pathlib.Path, builder: Any, split: str, decode
             f" {directory} are incomplete; delete them and prepare again"
         )
     return source
+
+
+def _parser(info: Any, keys: Iterable[str], image_key: str) -> Callable[[bytes], Any]:
+    """What reads some features of a record and leaves the image encoded: TFDS would decode it by any means."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({key: info.features[key] for key in keys if key in info.features})
+    return functools.partial(features.deserialize_example_np, decoders={image_key: tfds.decode.SkipDecoding()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +185,11 @@ class Records:
     split: str
 
     @functools.cached_property
-    def _opened(self) -> tuple[Any, str, str]:
-        """(the examples, the names of the image and of the label), opened once in each process."""
-        import tensorflow_datasets as tfds
-
+    def _opened(self) -> tuple[Any, Callable[[bytes], Any], str, str]:
+        """(the records, what reads one, the names of the image and of the label), opened once in each process."""
         builder, image_key, label_key = _open(self.name, self.directory)
-        skip = {image_key: tfds.decode.SkipDecoding()}
-        return _source(self.name, self.directory, builder, self.split, skip), image_key, label_key
+        parse = _parser(builder.info, (image_key, label_key, "file_name"), image_key)
+        return _source(self.name, self.directory, builder, self.split), parse, image_key, label_key
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -172,7 +199,7 @@ class Records:
 
     def __getitem__(self, i: int) -> tuple[bytes, int]:
         example = self._example(i)
-        _, image_key, label_key = self._opened
+        *_, image_key, label_key = self._opened
         return example[image_key], int(example[label_key])
 
     def where(self, i: int) -> str:
@@ -184,7 +211,8 @@ class Records:
 
     def _example(self, i: int) -> dict[str, Any]:
         try:
-            return self._opened[0][i]
+            records, parse, *_ = self._opened
+            return parse(records[i])
         except Exception as error:  # array_record raises several kinds on damaged files
             raise InputError(
                 f"'tfds:{self.name}', split {self.split!r}, example {i} cannot be read: {' '.join(str(error).split())}"
@@ -205,8 +233,8 @@ def open_records(name: str, data_dir: Path | None = None) -> tuple[dict[str, Rec
     builder, _, label_key = _open(name, directory)
     info = builder.info
     splits = {split: Records(name, directory, split) for split in info.splits}
-    for split in info.splits:
-        _check_shards(f"'tfds:{name}', split {split!r}", info.splits[split])
+    _check_shards(name, info.splits)
+    _say_if_nameless(name, directory, tuple(info.features[label_key].names))
     provenance = {
         "tfds": info.full_name,
         "description": (info.description or "").partition("\n")[0],
@@ -218,49 +246,93 @@ def open_records(name: str, data_dir: Path | None = None) -> tuple[dict[str, Rec
     return splits, tuple(info.features[label_key].names), provenance
 
 
-def _check_shards(where: str, info: Any) -> None:
-    """Raises an `InputError` where a file of a split is missing, damaged or has another number of examples."""
+def _check_shards(name: str, splits: Mapping[str, Any]) -> None:
+    """Raises an `InputError` where a file of a set is missing, damaged, or has another number of examples.
+
+    Where a file is that of another split too, a line says so: such copies make an evaluation one of training images.
+
+    Args:
+      name: of the set, for errors.
+      splits: TFDS's description of each split.
+    """
     module = importlib.import_module("array_record.python.array_record_module")  # which has no types
 
-    def count(path: str) -> int | str:
+    def look(path: str) -> tuple[int | str, bytes]:
+        """(the number of examples, or what is wrong; what tells the file from others of its size)."""
         try:
             with contextlib.closing(module.ArrayRecordReader(path)) as reader:
-                return reader.num_records()
+                number = reader.num_records()
+            with open(path, "rb") as file:
+                head = file.read(2**16)
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(len(head), size - 2**16))
+                return number, hashlib.sha256(b"%d " % size + head + file.read()).digest()
         except Exception as error:  # array_record raises several kinds
-            return f"no readable ({' '.join(str(error).split())[:200]})"
+            return f"no readable ({' '.join(str(error).split())[:200]})", b""
 
+    owners: dict[bytes, tuple[str, str]] = {}
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        paths = [os.fspath(path) for path in info.filepaths]
-        for path, prepared, found in zip(paths, info.shard_lengths, pool.map(count, paths), strict=True):
-            if found != prepared:
-                raise InputError(f"{where}: {path} has {found} examples, but {prepared} were prepared")
+        for split in splits:
+            info, where = splits[split], f"'tfds:{name}', split {split!r}"
+            try:
+                paths = [os.fspath(path) for path in info.filepaths]
+            except (ValueError, KeyError, IndexError) as error:  # of a damaged template of file names
+                raise InputError(f"{where}: its files have no names ({error})") from None
+            if len(paths) != len(info.shard_lengths):
+                raise InputError(f"{where}: {len(paths)} files for {len(info.shard_lengths)} shards")
+            for path, prepared, (found, content) in zip(paths, info.shard_lengths, pool.map(look, paths), strict=True):
+                if found != prepared:
+                    raise InputError(f"{where}: {path} has {found} examples, but {prepared} were prepared")
+                owner, other = owners.setdefault(content, (split, path))
+                if owner != split and found:
+                    print(f"cnnjax: warning: {where}: {path} is a copy of {other} of {owner!r}", file=sys.stderr)
 
 
-def _read(name: str, directory: pathlib.Path, size: Size | None) -> Dataset:
+def _read(
+    name: str, directory: pathlib.Path, size: Size | None, fit: Fit = "stretch", needed: str = "train"
+) -> Dataset:
     builder, image_key, label_key = _open(name, directory)
     info = builder.info
     classes = tuple(info.features[label_key].names)
-    if "train" not in info.splits:
-        raise InputError(f"'tfds:{name}' has no split 'train', only {', '.join(sorted(info.splits))}")
-    splits = {}
+    if "train" not in info.splits and needed not in info.splits:
+        raise NoSplit(f"'tfds:{name}' has no split {needed!r}, only {', '.join(sorted(info.splits))}")
+    feature = info.features[image_key]
+    if feature.np_dtype != np.uint8:
+        raise InputError(f"'tfds:{name}' has images of {np.dtype(feature.np_dtype)}; allowed: uint8")
+    _check_shards(name, info.splits)
+    read = functools.partial(
+        _read_split,
+        parse=_parser(info, (image_key, label_key), image_key),
+        keys=(image_key, label_key),
+        channels=1 if feature.shape[-1] == 1 else 3,
+        size=size,
+        fit=fit,
+    )
+    splits, stretched = {}, 0
     for split in ("train", "test", "validation"):
         if split not in info.splits:
             continue
-        source = _source(name, directory, builder, split)
-        arrays = _read_split(f"'tfds:{name}', split {split!r}", source, image_key, label_key, size)
+        source, prepared = _source(name, directory, builder, split), int(info.splits[split].num_bytes)
+        arrays, changed = read(f"'tfds:{name}', split {split!r}", source, prepared=prepared)
         if split != "train" and (arrays.label == -1).all():
             print(f"cnnjax: {split!r} of 'tfds:{name}' has no labels (all -1) and is left out", file=sys.stderr)
         else:
             splits[split] = arrays
-    dataset = Dataset(f"tfds:{name}", splits["train"], splits.get("test"), splits.get("validation"), classes, {})
+            stretched += changed
+    if not {"train", needed} & set(splits):
+        raise InputError(f"'tfds:{name}': split {needed!r} has no labels")
+    train = splits["train" if "train" in splits else needed]  # see `cnnjax.data.load`
+    dataset = Dataset(f"tfds:{name}", train, splits.get("test"), splits.get("validation"), classes, {})
+    images = sum(len(arrays) for arrays in splits.values())
     dataset.provenance.update(
         {
             "tfds": info.full_name,
             "format": info.file_format.value,
-            "decoder": _decoder(),
+            "decoder": decoder(),
             "splits": ", ".join(f"{key} {info.splits[key].num_examples}" for key in sorted(info.splits)),
             "sha256 of the arrays": sha256(dataset),
         }
+        | stretched_provenance(stretched, images, size, fit)
     )
     return dataset
 
@@ -286,37 +358,59 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     return image_key, label_key
 
 
-def _read_split(where: str, source: Any, image_key: str, label_key: str, size: Size | None) -> Arrays:
-    from PIL import Image
+def _read_split(
+    where: str,
+    source: Any,
+    *,
+    parse: Callable[[bytes], Any],
+    keys: tuple[str, str],
+    channels: int,
+    size: Size | None,
+    fit: Fit,
+    prepared: int,
+) -> tuple[Arrays, int]:
+    """(the examples of a split, how many lost their proportions).
 
-    n = len(source)
+    Args:
+      where: the set and the split, for errors.
+      source: its records.
+      parse: reads one.
+      keys: the names of the image and of its class.
+      channels: 1 or 3.
+      size: (height, width) to resize to; None demands that all are of one size.
+      fit: what happens to images of other proportions.
+      prepared: the bytes of all records, as the set's description has it; 0 where that is not known.
+    """
+    n, length, stretched = len(source), 0, 0
     label = np.empty(n, np.int32)
     image: np.ndarray | None = None
     for start in range(0, n, _SLICE):
         try:
-            examples = source.__getitems__(list(range(start, min(start + _SLICE, n))))
-        except Exception as error:  # array_record and Pillow raise several kinds on damaged files
+            records = source.__getitems__(list(range(start, min(start + _SLICE, n))))
+            examples = [parse(record) for record in records]
+        except Exception as error:  # array_record and TFDS raise several kinds on damaged files
             raise InputError(f"{where}: examples from {start} on cannot be read: {error}") from error
-        for i, example in enumerate(examples, start):
-            pixels = example[image_key]
-            if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
-                raise InputError(
-                    f"{where}: example {i} is {pixels.dtype} of shape {pixels.shape}; allowed: uint8, 1 or 3 channels"
-                )
-            if size is not None and pixels.shape[:2] != size:
-                picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-                pixels = to_array(picture, pixels.shape[-1], size)
-            if image is None:
-                image = np.empty((n, *pixels.shape), np.uint8)
-            if pixels.shape != image.shape[1:]:
-                raise InputError(
-                    f"{where}: images differ in shape: example 0 is {image.shape[1:]}, example {i} is {pixels.shape};"
-                    " give a size to resize to, or stream them with a crop (--data.crop)"
-                )
-            image[i], label[i] = pixels, example[label_key]
+        length += sum(len(record) for record in records)
+        encoded = [(f"{where}, example {i}", example[keys[0]]) for i, example in enumerate(examples, start)]
+        decoded = decode_all(encoded, size, fit, channels)
+        stretched += decoded.stretched
+        if image is None:
+            image = np.empty((n, *decoded.image.shape[1:]), np.uint8)
+        if decoded.image.shape[1:] != image.shape[1:]:
+            raise InputError(
+                f"{where}: images differ in size: example 0 is {image.shape[1:]}, example {start} is"
+                f" {decoded.image.shape[1:]}; give a size to resize to, or stream them with a crop (--data.crop)"
+            )
+        stop = start + len(examples)
+        image[start:stop], label[start:stop] = decoded.image, [int(example[keys[1]]) for example in examples]
     if image is None:
         raise InputError(f"{where} is empty")
-    return Arrays(image, label)
+    if prepared and length != prepared:
+        raise InputError(
+            f"{where}: its examples have {length:,} bytes, but {prepared:,} were prepared: the files are"
+            " another split's or another set's"
+        )
+    return Arrays(image, label), stretched
 
 
 def prepare(
@@ -352,7 +446,7 @@ def _prepare_mnist(name: str, raw_dir: Path | None, root: pathlib.Path, cache_di
     if raw_dir is not None:
         contents = read_originals(name, raw_dir)
     else:
-        contents = fetch_originals(name, cache_directory(cache_dir) / "originals" / name)
+        contents = fetch_originals(name, originals_directory(name, cache_dir))
     original = check(decode(name, contents))
     directory = root / name / _VERSION
     if not (directory / "dataset_info.json").exists():

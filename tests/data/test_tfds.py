@@ -131,7 +131,7 @@ def test_other_features(tmp_path):
         image, label = tfds.features.Image(shape=(None, None, 3)), tfds.features.ClassLabel(names=["a", "b"])
         picture = lambda i: Image.fromarray(np.full((4 + i % 2, 4, 3), i, np.uint8))
         write("sizes", {"image": image, "label": label}, lambda i: {"image": picture(i), "label": i % 2})
-        assert "differ in shape" in error(data.load, "tfds:sizes", data_dir=root)
+        assert "images differ in size" in error(data.load, "tfds:sizes", data_dir=root)
         dataset = data.load("tfds:sizes", data_dir=root, size=(5, 5))
         assert dataset.train.image.shape == (6, 5, 5, 3) and dataset.classes == ("a", "b")
         assert sorted(dataset.train.image[:, 0, 0, 0]) == list(range(6))
