@@ -169,7 +169,7 @@ def _evaluate(argv: list[str]) -> None:
         data=dataclasses.replace(run.config.data, **given),
         train=dataclasses.replace(run.config.train, batch_size=1),  # no matter how few images there are to train on
     )
-    splits, derived = setup.prepare(config, setup.load_data(config))
+    splits, derived = setup.prepare(config, setup.load_data(config, chosen.split))
     if chosen.split not in splits:
         raise unknown("split", chosen.split, splits)
     if derived.image_shape != run.derived.image_shape:
@@ -265,7 +265,7 @@ def _predict(argv: list[str]) -> None:
     if (crop := run.config.data.crop) is not None:
         opened = functools.partial(data.open_photo, crop=crop, resize=eval_resize(run.config.data))
     else:
-        opened = lambda path: data.open_image(path, *run.derived.image_shape)
+        opened = lambda path: data.open_image(path, *run.derived.image_shape, run.config.data.fit)
     images = np.stack([opened(path) for path in chosen.images])
     images = 255 - images if chosen.invert else images
     with ambient.pinned(double=run.config.train.dtype == "float64"):
@@ -499,6 +499,10 @@ class _Data:
     """Folder of prepared TFDS sets."""
     cache_dir: str | None = None
     """Folder for decoded arrays."""
+    size: tuple[int, int] | None = None
+    """With show: height and width to resize every image to."""
+    fit: Literal["stretch", "letterbox", "crop"] = "stretch"
+    """With show: what becomes of images of other proportions, as --data.fit of an experiment."""
     picture: pathlib.Path | None = None
     """With show: a PNG to draw examples of every class into."""
     made_up: int | None = None
@@ -522,8 +526,8 @@ def _data(argv: list[str]) -> None:
     if chosen.action == "prepare":
         print(data.prepare(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir))
         return
-    dataset = data.load(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir, cache_dir=chosen.cache_dir)
-    data.check(dataset)
+    folders = {"raw_dir": chosen.raw_dir, "data_dir": chosen.data_dir, "cache_dir": chosen.cache_dir}
+    dataset = data.load(chosen.name, **folders, size=chosen.size, fit=chosen.fit)
     mean, std = data.channel_mean_std(dataset.train.image)
     splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     say(dataset.name)

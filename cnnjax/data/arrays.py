@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
+from cnnjax.data.class_names import check_class_names
 from cnnjax.ops.errors import InputError
 
 
@@ -78,6 +79,7 @@ def check(dataset: Dataset) -> Dataset:
         raise InputError(
             f"data set {dataset.name!r}: classes must be a tuple of names, received {dataset.classes!r:.80}"
         )
+    check_class_names(f"data set {dataset.name!r}", dataset.classes)
     for split_name, arrays in dataset.splits().items():
         where = f"data set {dataset.name!r}, split {split_name!r}"
         if not isinstance(arrays, Arrays):
@@ -143,6 +145,11 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def label(self) -> np.ndarray:
+        """A class id each, or other targets."""
+        ...
+
     def take(self, index: Any, /) -> Self:
         """The examples at `index` (integers, a boolean mask or a slice), in that order."""
         ...
@@ -151,7 +158,7 @@ class Examples(Protocol):
 E = TypeVar("E", bound=Examples)
 
 
-def split(arrays: E, validation: int | float, seed: int) -> tuple[E, E]:
+def split(arrays: E, validation: int | float, seed: int, *, stratify: bool = False) -> tuple[E, E]:
     """Set examples aside for validation: a uniformly random subset of exactly the size asked for, fixed by `seed`.
 
     Args:
@@ -159,22 +166,49 @@ def split(arrays: E, validation: int | float, seed: int) -> tuple[E, E]:
       validation: how many examples (an int), or what fraction of them (a float between 0 and 1; rounded to a count).
         0 sets none aside.
       seed: a non-negative integer; the same seed and number of examples give the same split.
+      stratify: take each class's share of them, to within one example.
 
     Returns:
       (training, validation): disjoint, together complete, each in the original order.
 
     Raises:
-      InputError: where `validation` leaves nothing to train on, is negative, or is a fraction that comes to no example.
+      InputError: where `validation` leaves nothing to train on, is negative, or is a fraction that comes to no example;
+        or with `stratify` the examples have no classes.
     """
     n = len(arrays)
     count = held_out(n, validation)
     if seed < 0:
         raise InputError(f"seed={seed}: a seed must not be negative")
     # The second word keeps this stream apart from the epochs' orders, which are (seed, epoch); see order.py.
-    chosen = np.random.default_rng((seed, 2**32 - 1)).permutation(n)[:count]
-    aside = np.zeros(n, bool)
-    aside[chosen] = True
+    rng = np.random.default_rng((seed, 2**32 - 1))
+    if stratify:
+        aside = stratified(arrays.label, count, rng)
+    else:
+        aside = np.zeros(n, bool)
+        aside[rng.permutation(n)[:count]] = True
     return arrays.take(~aside), arrays.take(aside)
+
+
+def stratified(label: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """A mask over the examples with `count` True, each class's share to within one example (largest remainders).
+
+    Args:
+      label: int `[n]`, class ids.
+      count: how many examples to choose.
+      rng: chooses within the classes.
+
+    Raises:
+      InputError: if the labels are no class ids.
+    """
+    if label.ndim != 1 or label.dtype.kind not in "iu":
+        raise InputError(f"data.stratify: allowed: for classes; labels are {label.dtype} of shape {label.shape}")
+    share = np.bincount(label) * count / len(label)
+    quota = np.floor(share).astype(int)
+    quota[np.argsort(quota - share, kind="stable")[: count - quota.sum()]] += 1
+    chosen = [rng.permutation(np.flatnonzero(label == c))[:n] for c, n in enumerate(quota)]
+    mask = np.zeros(len(label), bool)
+    mask[np.concatenate(chosen)] = True
+    return mask
 
 
 def held_out(n: int, validation: int | float) -> int:

@@ -8,7 +8,7 @@ import importlib.metadata
 
 import numpy as np
 
-from cnnjax.data.arrays import Arrays, Dataset, sha256
+from cnnjax.data.arrays import Arrays, Dataset, sha256, stratified
 from cnnjax.data.cache import cached
 from cnnjax.data.images import Size, resize_dataset, resize_identity
 from cnnjax.data.originals import Path
@@ -50,7 +50,7 @@ def _decode() -> Dataset:
     image = np.round(source.images * 255 / 16).astype(np.uint8)[..., None]
     label = source.target.astype(np.int32)
     everything = Arrays(image, label)
-    test = _stratified(label, TEST_EXAMPLES, SPLIT_SEED)
+    test = stratified(label, TEST_EXAMPLES, np.random.default_rng(SPLIT_SEED))
     provenance = {
         "source": f"scikit-learn {importlib.metadata.version('scikit-learn')} load_digits",
         "split": f"{TEST_EXAMPLES} test examples, stratified, seed {SPLIT_SEED}",
@@ -58,15 +58,3 @@ def _decode() -> Dataset:
     classes = tuple("0123456789")
     dataset = Dataset("digits", everything.take(~test), everything.take(test), None, classes, provenance)
     return dataclasses.replace(dataset, provenance=provenance | {"sha256 of the arrays": sha256(dataset)})
-
-
-def _stratified(label: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """A mask over the examples with `count` True, each class's share to within one example (largest remainders)."""
-    share = np.bincount(label) * count / len(label)
-    quota = np.floor(share).astype(int)
-    quota[np.argsort(quota - share, kind="stable")[: count - quota.sum()]] += 1
-    rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(np.flatnonzero(label == c))[:n] for c, n in enumerate(quota)]
-    mask = np.zeros(len(label), bool)
-    mask[np.concatenate(chosen)] = True
-    return mask

@@ -46,8 +46,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from cnnjax.data import order
+from cnnjax.data.arrays import NoSplit
+from cnnjax.data.class_names import check_class_names
 from cnnjax.data.folder import SPLITS, open_files
-from cnnjax.data.images import decode_image, orientation, pillow_version
+from cnnjax.data.images import decode_image, decoder, orientation
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import open_records
 from cnnjax.ops.errors import InputError, unknown
@@ -91,6 +93,18 @@ class Photos:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def label(self) -> np.ndarray:
+        """int32 `[n]`, where the labels are known without reading the photographs.
+
+        Raises:
+          InputError: they are not, as in a prepared set.
+        """
+        label = getattr(self.source, "label", None)
+        if label is None:
+            raise InputError("data.stratify: allowed: sets in memory and folders, whose labels are known beforehand")
+        return label
+
     def take(self, index: Any) -> "Photos":
         """The examples at `index` (integers, a boolean mask or a slice), in that order."""
         return dataclasses.replace(self, source=_Taken(self.source, np.arange(len(self))[index]))
@@ -109,6 +123,11 @@ class _Taken:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def label(self) -> np.ndarray | None:
+        label = getattr(self.source, "label", None)
+        return None if label is None else label[self.index]
 
     def __getitem__(self, i: int) -> tuple[bytes, int]:
         return self.source[int(self.index[i])]
@@ -159,7 +178,7 @@ class PhotoSet:
 
 
 def _open(
-    name: str, raw_dir: Path | None, data_dir: Path | None
+    name: str, raw_dir: Path | None, data_dir: Path | None, needed: str = "train"
 ) -> tuple[Mapping[str, Source], tuple[str, ...], dict[str, str]]:
     """(the sources by split, the classes, the provenance) of a set by name."""
     if name.startswith("tfds:"):
@@ -171,7 +190,7 @@ def _open(
     if name == "folder":
         if raw_dir is None:
             raise InputError("photographs from a 'folder' need raw_dir: the folder of <split>/<class>/<image>")
-        return open_files(raw_dir)
+        return open_files(raw_dir, needed)
     raise unknown("set of photographs", name, ["folder", "tfds:NAME"])
 
 
@@ -190,34 +209,44 @@ def open_photos(
     Raises:
       InputError: one line that says what is wrong with the name, the split or the files.
     """
-    splits, classes, _ = _open(name, raw_dir, data_dir)
     if name == "folder":
         split = SPLITS.get(split, split)
+    splits, classes, _ = _open(name, raw_dir, data_dir, split)
     if split not in splits:
         raise unknown(f"split of {name}", split, sorted(splits))
     return Photos(splits[split], classes)
 
 
-def open_photo_set(name: str, *, raw_dir: Path | None = None, data_dir: Path | None = None) -> PhotoSet:
-    """A set by name, all its splits, to be streamed in training. Arguments and errors are those of `open_photos`."""
-    splits, classes, provenance = _open(name, raw_dir, data_dir)
-    if "train" not in splits:
-        raise InputError(f"{name!r} has no split 'train', only {', '.join(sorted(splits))}")
+def open_photo_set(
+    name: str, *, raw_dir: Path | None = None, data_dir: Path | None = None, needed: str = "train"
+) -> PhotoSet:
+    """A set by name, all its splits, to be streamed in training. Arguments and errors are those of `open_photos`.
+
+    Args:
+      name: as for `open_photos`, as are `raw_dir` and `data_dir`.
+      needed: the split without which the set is of no use. Where it is another than "train", the set may lack "train",
+        for which it stands.
+    """
+    splits, classes, provenance = _open(name, raw_dir, data_dir, needed)
+    check_class_names(name, classes)
+    if "train" not in splits and needed not in splits:
+        raise NoSplit(f"{name!r} has no split {needed!r}, only {', '.join(sorted(splits))}")
     photos = {split: Photos(source, classes) for split, source in splits.items() if len(source)}
     for split in {"test", "validation"} & set(photos):
         if photos[split].source[0][1] == -1:  # as of ImageNet's test images
             print(f"cnnjax: {split!r} of {name!r} has no labels (-1) and is left out", file=sys.stderr)
             del photos[split]
-    if "train" not in photos:
-        raise InputError(f"{name!r}, split 'train' is empty")
+    train = photos.get("train") or photos.get(needed if "train" not in splits else "train")
+    if train is None:
+        raise InputError(f"{name!r}, split {needed!r} is empty or has no labels")
     content = json.dumps([name.partition(":")[0], classes, provenance], sort_keys=True)
     return PhotoSet(
         name,
-        photos["train"],
+        train,
         photos.get("test"),
         photos.get("validation"),
         classes,
-        provenance | {"decoder": f"simplejpeg {importlib.metadata.version('simplejpeg')}, {pillow_version()}"},
+        provenance | {"decoder": f"simplejpeg {importlib.metadata.version('simplejpeg')}, {decoder()}"},
         hashlib.sha256(content.encode()).hexdigest(),
     )
 

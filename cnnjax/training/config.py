@@ -8,6 +8,7 @@ part when its metadata says so.
 import ast
 import dataclasses
 import json
+import os
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from cnnjax.ops.errors import InputError
 from cnnjax.training import mesh as meshes
 
 WHERE = {"where": True}
+LATER = {"later": True}
+"""Of a field that came later: it belongs to *what* only where it is not its default, so that older runs go on."""
 
 
 def _parse_fields(words: list[str]) -> dict[str, Any]:
@@ -68,6 +71,9 @@ class Data:
     """Folder for decoded arrays, so that the next start is quick ($CNNJAX_CACHE or ~/.cache/cnnjax/data)."""
     size: tuple[int, int] | None = None
     """Height and width to resize every image to."""
+    fit: Literal["stretch", "letterbox", "crop"] = dataclasses.field(default="stretch", metadata=LATER)
+    """What becomes of an image whose proportions are not those of size: all of it stretched, all of it between black
+    bars, or its centre."""
     crop: int | None = None
     """Streams photographs (of tfds:NAME or a folder) from disk in place of holding all in memory: this is the height
     and width of their crops. Training crops are random ("Inception's", random-resized); evaluation takes the centre."""
@@ -82,6 +88,8 @@ class Data:
     """Threads that decode photographs where there are no workers (one for each core when not given)."""
     validation: float = 0.1
     """Part of the training set held out to choose the best step: a fraction below 1, or a number of images."""
+    stratify: bool = dataclasses.field(default=False, metadata=LATER)
+    """Hold out that part of each class, not of all images together: for classes of unequal size."""
     split_seed: int = 0
     """Seed of that split; apart from the run's seed, so that runs with several seeds share one split."""
     limit: int | None = None
@@ -274,7 +282,7 @@ def what(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{name}": inner for name, inner in what(value).items()}
-        elif not field.metadata.get("where"):
+        elif not field.metadata.get("where") and not (field.metadata.get("later") and value == field.default):
             found[field.name] = json.loads(json.dumps(value))
     return found
 
@@ -410,11 +418,25 @@ def check(config: Config) -> None:
         )
     if data.size is not None:
         _positive("data.size", min(data.size))
+    elif data.fit != "stretch":
+        raise InputError(f"data.fit: received {data.fit}, allowed: with data.size (photographs with data.crop are cut)")
+    for value in data.mean or ():
+        _within("data.mean", value, -1e6, 1e6)
+    for value in data.std or ():
+        _within("data.std", value, 1e-6, 1e6)
     _check_photographs(data)
     _within("data.shift", data.shift, 0, 1e6)
     _within("data.pad-crop", data.pad_crop, 0, 1e6)
     _within("data.validation", data.validation, 0, 1e12)
     _within("data.resident-mb", data.resident_mb, 0, 1e12)
+
+
+def absolute(config: Config) -> Config:
+    """The same configuration with its data's folders as absolute paths, which hold from any current folder."""
+    names = ("raw_dir", "data_dir", "cache_dir")
+    given = {name: value for name in names if (value := getattr(config.data, name)) is not None}
+    paths = {name: os.path.abspath(os.path.expanduser(value)) for name, value in given.items()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
 
 
 def _check_photographs(data: Data) -> None:

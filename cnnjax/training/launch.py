@@ -177,7 +177,7 @@ def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = ""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            parsed = tyro.cli(
                 kind,
                 args=list(argv),
                 prog=program,
@@ -185,10 +185,32 @@ def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = ""
                 config=(tyro.conf.FlagCreatePairsOff,),
                 **more,
             )
+        return _with_home(parsed)
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
         raise InputError(_one_line(complaint.getvalue(), program)) from None
+
+
+def _with_home(parsed: Any) -> Any:
+    """What was parsed with ~ as the home folder in all paths, which shells leave alone in --workdir=~/run."""
+    if isinstance(parsed, pathlib.Path):
+        try:
+            return parsed.expanduser()
+        except RuntimeError as error:
+            raise InputError(f"{parsed}: {error}") from None
+    if isinstance(parsed, tuple):
+        return tuple(map(_with_home, parsed)) if any(isinstance(value, pathlib.Path) for value in parsed) else parsed
+    if not dataclasses.is_dataclass(parsed):
+        return parsed
+    changed = {}
+    for field in dataclasses.fields(parsed):
+        before = getattr(parsed, field.name)
+        path = field.name.endswith("_dir") and isinstance(before, str)
+        after = str(_with_home(pathlib.Path(before))) if path and before.startswith("~") else _with_home(before)
+        if after is not before:
+            changed[field.name] = after
+    return dataclasses.replace(parsed, **changed) if changed else parsed
 
 
 def _one_line(box: str, program: str) -> str:

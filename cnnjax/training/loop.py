@@ -91,7 +91,8 @@ def train(
     """
     first = processes.is_first
     report = report if report and first() else Report(quiet=True)
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(os.path.expanduser(workdir))
+    config = configs.absolute(config)
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         configs.check(config)

@@ -90,13 +90,24 @@ def make_step(
     )
 
 
-def load_data(config: Config) -> datasets.Dataset | datasets.PhotoSet:
-    """The data set that a configuration names: in memory, or photographs to be streamed."""
+def load_data(config: Config, needed: str = "train") -> datasets.Dataset | datasets.PhotoSet:
+    """The data set that a configuration names: in memory, or photographs to be streamed.
+
+    Args:
+      config: the configuration.
+      needed: the split that will be used; a set may lack "train" where it is another, which stands for it then.
+    """
     data = config.data
     if data.crop is not None:
-        return datasets.open_photo_set(data.name, raw_dir=data.raw_dir, data_dir=data.data_dir)
+        return datasets.open_photo_set(data.name, raw_dir=data.raw_dir, data_dir=data.data_dir, needed=needed)
     return datasets.load(
-        data.name, raw_dir=data.raw_dir, data_dir=data.data_dir, cache_dir=data.cache_dir, size=data.size
+        data.name,
+        raw_dir=data.raw_dir,
+        data_dir=data.data_dir,
+        cache_dir=data.cache_dir,
+        size=data.size,
+        fit=data.fit,
+        needed=needed,
     )
 
 
@@ -172,7 +183,7 @@ def _splits(data: configs.Data, dataset: datasets.Dataset | datasets.PhotoSet) -
     if validation is not None:
         validation = _limited(validation, data.limit)
     elif data.validation:
-        rest, validation = datasets.split(rest, amount(data.validation), data.split_seed)
+        rest, validation = datasets.split(rest, amount(data.validation), data.split_seed, stratify=data.stratify)
     splits: dict[str, Split] = {"train": rest}
     if validation is not None:
         splits["validation"] = validation
