@@ -88,6 +88,12 @@ CASES = [
     Case("a batch above the set", RUN + " --train.batch-size 512", ("train.batch-size", "512", "most the 230")),
     Case("a batch that devices can't share", RUN + " --train.batch-size 20", ("train.batch-size", "20", "8 devices")),
     Case("more devices than there are", RUN + " --run.devices 9", ("run.devices", "received 9", "allowed: 1 to 8")),
+    Case("a deviation without end", RUN + " --data.std inf", ("data.std", "received inf", "allowed: 1e-06 to 1e+06")),
+    Case("no deviation", RUN + " --data.std 0", ("data.std", "received 0", "allowed: 1e-06 to 1e+06")),
+    Case("a mean that is not a number", RUN + " --data.mean nan", ("data.mean", "received nan", "-1e+06 to 1e+06")),
+    Case("no such fit", RUN + " --data.fit squash", ("--data.fit", "squash", "letterbox")),
+    Case("a fit without a size", RUN + " --data.size None --data.fit crop", ("data.fit", "'crop'", "data.size")),
+    Case("a home of nobody", RUN + " --workdir ~nobody-at-all/run", ("~nobody-at-all/run", "home")),
     # ---- the folder with a set's original files
     Case("no raw folder", MNIST + " --data.raw-dir {nowhere}", ("raw_dir", "{nowhere}", "does not exist")),
     Case("a file as raw folder", MNIST + " --data.raw-dir {a_file}", ("raw_dir", "{a_file}", "is a file")),

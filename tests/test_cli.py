@@ -3,16 +3,18 @@
 import json
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import cnnjax
-from cnnjax import cli, data, models
+from cnnjax import cli, data, models, training
 from cnnjax.ops.errors import InputError
 from cnnjax.training import rundir
 
@@ -243,7 +245,7 @@ def test_evaluate_best(run, result, output):
     assert values["examples"] == 144
 
 
-def test_evaluate_on_other_data(run, output, tmp_path, digits):
+def test_evaluate_on_other_data(run, capsys, tmp_path, digits):
     """A folder with some of the run's classes, whose own numbers are others, and fewer images than a batch."""
     some = [i for i in range(60) if digits.test.label[i] in (3, 5, 8)]
     for split in ("train", "test"):
@@ -253,7 +255,17 @@ def test_evaluate_on_other_data(run, output, tmp_path, digits):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(digits.test.image[i, ..., 0]).save(folder / f"{i}.png")
     argv = ("--data.name", "folder", "--data.raw-dir", tmp_path / "images", "--data.cache-dir", tmp_path / "cache")
-    values = json.loads(output("evaluate", run, "--json", *argv))
+    assert command("evaluate", run, "--json", *argv) == 0
+    said = capsys.readouterr()
+    values = json.loads(said.out)
+    assert said.err == (
+        f"cnnjax: {tmp_path / 'images'} holds images of 3 classes: {len(some)} in train, {len(some)} in test\n"
+    )
+    shutil.rmtree(tmp_path / "images" / "train")  # which an evaluation on test images doesn't need
+    assert command("evaluate", run, "--json", *argv) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == values
+    assert said.err == f"cnnjax: {tmp_path / 'images'} holds images of 3 classes: {len(some)} in test\n"
     model, variables, _ = cnnjax.load(run)
     derived = rundir.read_config(run)["derived"]
     x = np.float32((digits.test.image[some] / 255 - derived["mean"]) / derived["std"])
@@ -261,6 +273,35 @@ def test_evaluate_on_other_data(run, output, tmp_path, digits):
     assert right.mean() > 0.5
     assert (values["data"], values["examples"]) == ("folder", len(some))
     assert values["accuracy"] == pytest.approx(right.mean())
+
+
+def test_a_run_on_a_folder_is_evaluated_from_anywhere(tmp_path, monkeypatch, capsys):
+    """Named relative to the folder it was started in, with ~ for the home folder, and images of other proportions."""
+    rng = np.random.default_rng(0)
+    for name in ("train/a/0", "train/a/1", "train/b/0", "train/b/1", "test/a/0", "test/b/0"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (28, 40), np.uint8)).save(tmp_path / "set" / f"{name}.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CNNJAX_CACHE", "~/cache")
+    monkeypatch.chdir(tmp_path)
+    options = "--data.name folder --data.raw-dir set --data.size 28 28 --data.fit crop --data.stratify"
+    options += " --data.validation 2 --train.steps 2 --train.batch-size 2 --run.devices 1 --workdir ~/run"
+    assert command("run", "quickstart", *options.split()) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert not (tmp_path / "~").exists()
+    capsys.readouterr()
+    assert command("evaluate", "~/run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 2
+    assert command("predict", "~/run", "~/set/test/a/0.png", "--json") == 0
+    top = json.loads(capsys.readouterr().out)["top"][0]
+    loaded = training.load_run(tmp_path / "run")
+    crop = data.open_image(tmp_path / "set/test/a/0.png", 28, 28, 1, "crop")[None]
+    logits = loaded.model.apply(loaded.variables, loaded.preprocess(crop), train=False)[0]
+    assert top["class"] == "ab"[int(logits[:2].argmax())]
+    assert top["probability"] == pytest.approx(float(jax.nn.softmax(logits).max()), rel=1e-4)
+    assert command("data", "show", "folder", "--raw-dir", "~/set", "--size", 7, 10) == 0
+    assert "4 images of 7×10×1" in capsys.readouterr().out
 
 
 # ---- predict -------------------------------------------------------------------------------------------------------

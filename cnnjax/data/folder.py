@@ -84,7 +84,10 @@ def load_folder(
         return found
 
     dataset = cached_for(needed, "folder", identity, build, cache_dir)
-    _say(str(raw_dir), dataset.classes, {name: len(arrays) for name, arrays in dataset.splits().items()})
+    images = {name: len(arrays) for name, arrays in dataset.splits().items()}
+    if _STANDS_IN in dataset.provenance:
+        del images["train"]
+    _say(str(raw_dir), dataset.classes, images)
     for said in (dataset.provenance.get(key) for key in (_FLAT, _SKIPPED, _RENAMED)):
         if said:
             print(f"cnnjax: {raw_dir}: {said}", file=sys.stderr)
@@ -92,7 +95,7 @@ def load_folder(
 
 
 # Keys of a set's provenance: what was made of its files.
-_FLAT, _SKIPPED, _RENAMED = "layout", "passed over", "classes renamed"
+_FLAT, _SKIPPED, _RENAMED, _STANDS_IN = "layout", "passed over", "classes renamed", "in place of train"
 
 
 def _same(content: bytes) -> bytes:
@@ -100,7 +103,7 @@ def _same(content: bytes) -> bytes:
 
 
 def _say(where: str, classes: Sequence[str], images: Mapping[str, int]) -> None:
-    counts = ", ".join(f"{n:,} in {split}" for split, n in images.items())
+    counts = ", ".join(f"{images[split]:,} in {split}" for split in dict.fromkeys(SPLITS.values()) if split in images)
     print(f"cnnjax: {where} holds images of {len(classes):,} classes: {counts}", file=sys.stderr)
 
 
@@ -340,8 +343,10 @@ def _decode(
         start += len(label)
     about = {"sha256 of names and contents": _contents_digest(encoded), "decoder": decoder()} | provenance
     about |= layout.notes | stretched_provenance(decoded.stretched, len(encoded), size, fit)
-    train = arrays["train" if "train" in arrays else needed]  # see `cnnjax.data.load`
-    return Dataset("folder", train, arrays.get("test"), arrays.get("validation"), layout.classes, about)
+    if "train" not in arrays:  # see `cnnjax.data.load`
+        about |= {_STANDS_IN: needed}
+        arrays["train"] = arrays[needed]
+    return Dataset("folder", arrays["train"], arrays.get("test"), arrays.get("validation"), layout.classes, about)
 
 
 @dataclasses.dataclass(frozen=True)

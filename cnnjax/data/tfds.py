@@ -142,7 +142,14 @@ def _open(name: str, directory: pathlib.Path) -> tuple[Any, str, str]:
             f"'tfds:{name}' in {directory} is in {file_format} format; only array_record is read (parquet loses"
             " examples, tfrecord needs TensorFlow): prepare it again into another data_dir"
         )
-    return builder, *_keys(name, info)
+    image_key, label_key = _keys(name, info)
+    label = info.features[label_key]
+    if len(set(label.names)) != label.num_classes:  # which TFDS passes over
+        raise InputError(
+            f"'tfds:{name}' has {label.num_classes} classes but {len(set(label.names))} names for them, in"
+            f" {label.get_names_filepath(directory, label_key)}"
+        )
+    return builder, image_key, label_key
 
 
 def _source(name: str, directory: pathlib.Path, builder: Any, split: str) -> Any:

@@ -419,7 +419,9 @@ def check(config: Config) -> None:
     if data.size is not None:
         _positive("data.size", min(data.size))
     elif data.fit != "stretch":
-        raise InputError(f"data.fit: received {data.fit}, allowed: with data.size (photographs with data.crop are cut)")
+        raise InputError(
+            f"data.fit: received {data.fit!r}, allowed: with data.size (photographs with data.crop are cut)"
+        )
     for value in data.mean or ():
         _within("data.mean", value, -1e6, 1e6)
     for value in data.std or ():

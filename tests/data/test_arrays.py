@@ -102,3 +102,17 @@ def test_channel_mean_std():
     assert data.channel_mean_std(np.full((2, 2, 2, 1), 255, np.uint8)) == ((1.0,), (0.0,))
     with pytest.raises(InputError, match="float32"):
         data.channel_mean_std(images.astype(np.float32))
+
+
+def test_a_stratified_split_has_each_class_s_share():
+    rng = np.random.default_rng(0)
+    label = rng.permutation(np.repeat(np.arange(3, dtype=np.int32), (900, 90, 10)))
+    arrays = data.Arrays(np.arange(1000, dtype=np.uint8).reshape(-1, 1, 1, 1), label)
+    train, validation = data.split(arrays, 0.1, 0, stratify=True)
+    assert np.bincount(validation.label).tolist() == [90, 9, 1]
+    assert np.bincount(train.label).tolist() == [810, 81, 9]
+    again = data.split(arrays, 100, 0, stratify=True)[1]
+    np.testing.assert_array_equal(again.image, validation.image)
+    assert not np.array_equal(data.split(arrays, 100, 1, stratify=True)[1].image, validation.image)
+    with pytest.raises(InputError, match=r"data.stratify: allowed: for classes"):
+        data.split(data.Arrays(arrays.image, label.astype(np.float32)), 0.1, 0, stratify=True)

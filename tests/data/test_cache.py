@@ -1,12 +1,16 @@
 """The cache: equal, atomic, and never in the way."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from cnnjax import data
 from cnnjax.data import cache
+from cnnjax.ops.errors import InputError
 
 
 def tiny():
@@ -76,3 +80,68 @@ def test_where_it_is(monkeypatch, tmp_path):
     assert cache.cache_directory() == tmp_path / "cache"
     monkeypatch.delenv("CNNJAX_CACHE")
     assert cache.cache_directory().parts[-3:] == (".cache", "cnnjax", "data")
+
+
+KILLED = """
+import os, signal, sys
+from cnnjax.data import cache
+import pathlib
+def write(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+cache.write_atomically(pathlib.Path(sys.argv[1]) / "x.npz", write)
+"""
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    """At the next start; what another process is writing stays."""
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".x.npz.")
+    monkeypatch.setattr(cache, "_YOUNG", -1)
+
+    def during(file):
+        file.write(b"all")
+        cache.remove_abandoned(tmp_path)
+
+    assert cache.write_atomically(tmp_path / "y.npz", during)
+    assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
+
+
+def test_for_other_users(tmp_path, capsys, monkeypatch):
+    """Readable as the umask says; and what can't be read is not called damaged, nor written over."""
+    before = os.umask(0o022)
+    try:
+        cache.cached("tiny", {}, tiny, tmp_path)
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def closed(self, *arguments):
+        raise PermissionError(13, "Permission denied")
+
+    content = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", closed)
+        same(cache.cached("tiny", {}, tiny, tmp_path), tiny())
+    said = capsys.readouterr().err
+    assert "cannot be read (Permission denied); going on without it" in said
+    assert "damaged" not in said
+    assert path.read_bytes() == content
+
+
+def test_without_a_home_folder(monkeypatch, capsys, tmp_path):
+    def nowhere(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CNNJAX_CACHE")
+    monkeypatch.setattr(pathlib.Path, "expanduser", nowhere)
+    same(cache.cached("tiny", {}, tiny), tiny())
+    assert "this user has no home folder, so tiny is decoded at each start" in capsys.readouterr().err
+    assert len(data.load("digits").train) == 1437
+    with pytest.raises(InputError, match=r"name one by --data.data-dir"):
+        data.load("tfds:mnist")
+    with pytest.raises(InputError, match="cache_dir '~/x'"):
+        data.load("digits", cache_dir="~/x")

@@ -141,3 +141,149 @@ def test_open_image(tmp_path, files):
         data.open_image(tmp_path / "c.png", 6, 5, 3)
     with pytest.raises(InputError, match="channels must be 1 or 3"):
         data.open_image(tmp_path / "a.png", 6, 5, 4)
+
+
+STRAY = (
+    "notes.txt",
+    "train/notes.txt",
+    "train/Thumbs.db",
+    "train/cat/Thumbs.db",
+    "train/cat/desktop.ini",
+    "test/cat/x",
+)
+HIDDEN = ("train/.DS_Store", "train/cat/._0.png", ".git/config")
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "stream"])
+def test_stray_files_are_passed_over_with_a_line(form, tmp_path, files, pictures, capsys):
+    whole = pictures | dict.fromkeys((*STRAY, *HIDDEN), b"x") | {"train/dog/photo": pictures["train/dog/0.png"]}
+    if form == "tar":
+        files.tar(tmp_path / "x.tar", whole)
+        dataset = data.load("folder", raw_dir=tmp_path / "x.tar")
+    elif form == "folder":
+        dataset = data.load("folder", raw_dir=files.tree(tmp_path / "f", whole))
+    else:
+        dataset = data.open_photo_set("folder", raw_dir=files.tree(tmp_path / "f", whole))
+    said = capsys.readouterr().err
+    assert "holds images of 2 classes: 6 in train, 3 in test" in said
+    assert "6 files that are no images of a class (notes.txt, test/cat/x, train/Thumbs.db, …)" in said
+    assert ("2 hidden files" in said) == (form != "tar")
+    assert (len(dataset.train), len(dataset.test)) == (6, 3)  # a name without an ending is looked into
+
+
+def test_stray_files_do_not_change_what_a_stream_is(tmp_path, files, pictures):
+    before = data.open_photo_set("folder", raw_dir=files.tree(tmp_path / "f", pictures)).sha256
+    files.tree(tmp_path / "f", {"train/cat/Thumbs.db": b"x", "train/.DS_Store": b"x"})
+    assert data.open_photo_set("folder", raw_dir=tmp_path / "f").sha256 == before
+    files.tree(tmp_path / "f", {"train/cat/9.png": b"x"})
+    assert data.open_photo_set("folder", raw_dir=tmp_path / "f").sha256 != before
+
+
+def test_a_class_in_a_format_that_is_not_read_is_not_lost(tmp_path, files, pictures):
+    with pytest.raises(InputError, match=r"class 'fox' of train has no images, only files such as train/fox/0.heic"):
+        data.load("folder", raw_dir=files.tree(tmp_path / "f", pictures | {"train/fox/0.heic": b"x"}))
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "stream"])
+def test_a_flat_folder_is_a_training_set(form, tmp_path, files, pictures, capsys):
+    flat = {name.partition("/")[2]: content for name, content in pictures.items() if name.startswith("train")}
+    flat |= {"README": b"x", ".DS_Store": b"x"}
+    if form == "tar":
+        files.tar(tmp_path / "x.tar", {f"pets/{name}": content for name, content in flat.items()})
+        dataset = data.load("folder", raw_dir=tmp_path / "x.tar")
+    else:
+        root = files.tree(tmp_path / "f", flat)
+        opening = data.open_photo_set if form == "stream" else data.load
+        dataset = opening("folder", raw_dir=root)
+    assert (len(dataset.train), dataset.test, dataset.validation, dataset.classes) == (5, None, None, ("cat", "dog"))
+    assert "without splits: all are training images, of which --data.validation and" in capsys.readouterr().err
+
+
+def test_only_what_is_needed(tmp_path, files, pictures):
+    """A folder with test/ alone, for an evaluation; from the cache too."""
+    only = {name: content for name, content in pictures.items() if name.startswith("test")}
+    root = files.tree(tmp_path / "f", only)
+    files.tar(tmp_path / "x.tar", only)
+    for path in (root, tmp_path / "x.tar", tmp_path / "x.tar"):
+        dataset = data.load("folder", raw_dir=path, needed="test")
+        assert (dataset.classes, len(dataset.test)) == (("cat", "dog"), 3)
+        with pytest.raises(InputError, match=r"no split 'train', only test"):
+            data.load("folder", raw_dir=path)
+        with pytest.raises(InputError, match=r"no split 'validation', only test"):
+            data.load("folder", raw_dir=path, needed="validation")
+    assert len(data.open_photo_set("folder", raw_dir=root, needed="test").test) == 3
+    assert len(data.open_photos("folder", "test", raw_dir=root)) == 3
+    with pytest.raises(InputError, match=r"no split 'train', only test"):
+        data.open_photo_set("folder", raw_dir=root)
+
+
+def test_links_to_folders_above(tmp_path, files, pictures):
+    root = files.tree(tmp_path / "f", pictures)
+    for name in "abc":
+        (root / "train" / name).symlink_to(root)
+    for opening in (data.load, data.open_photo_set):
+        with pytest.raises(InputError, match=r"train/[abc] is a link to a folder that it lies in"):
+            opening("folder", raw_dir=root)
+    deep = {name.replace("dog", "a/b/c/d"): content for name, content in pictures.items()}
+    other = files.tree(tmp_path / "g", deep)
+    with pytest.raises(InputError, match=r"folders deep"):
+        data.load("folder", raw_dir=other)
+    os.mkfifo(tmp_path / "pipe")
+    linked = files.tree(tmp_path / "h", pictures)
+    (linked / "train" / "cat" / "9.png").symlink_to(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"9.png is no file, but a pipe"):
+        data.load("folder", raw_dir=linked)
+
+
+NFC, NFD = "K\u00e4se", "Ka\u0308se"
+
+
+def test_classes_that_look_alike(tmp_path, files, pictures, capsys):
+    def named(train, test):
+        return {
+            name.replace("train/cat", f"train/{train}").replace("test/cat", f"test/{test}"): content
+            for name, content in pictures.items()
+        }
+
+    root = files.tree(tmp_path / "f", named(NFC, NFD))
+    for opening in (data.load, data.open_photo_set):
+        dataset = opening("folder", raw_dir=root)
+        assert (dataset.classes, len(dataset.test)) == ((NFC, "dog"), 3)
+        assert "class 'Ka\\u0308se' of test is taken for 'K\\xe4se', which looks alike" in capsys.readouterr().err
+    files.tree(root, {f"train/{NFD}/0.png": pictures["train/cat/0.png"]})
+    for opening in (data.load, data.open_photo_set):
+        with pytest.raises(InputError, match=r"the classes .*Ka.*u0308se' and .* look alike"):
+            opening("folder", raw_dir=root)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mcat", "cat\n", "a\u202eb", "a\u2028b", "\x07"])
+def test_class_names_that_can_not_be_printed(name, tmp_path, files, pictures):
+    changed = {path.replace("cat", name): content for path, content in pictures.items()}
+    root = files.tree(tmp_path / "f", changed)
+    for opening in (data.load, data.open_photo_set):
+        with pytest.raises(InputError, match="has a character that can't be printed in its name") as error:
+            opening("folder", raw_dir=root)
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
+def test_proportions(fit, tmp_path, files, capsys):
+    """4x8, white in its middle half, as 4x4: squashed, between bars, or without its ends; said each time."""
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = 255
+    members = {f"train/{kind}/0.png": files.png(wide) for kind in ("cat", "dog")}
+    members["train/cat/1.png"] = files.png(wide[:, :4])
+    root = files.tree(tmp_path / "f", members)
+    for _ in range(2):
+        found = data.load("folder", raw_dir=root, size=(4, 4), fit=fit).train.image[0, ..., 0] > 127
+        said = capsys.readouterr().err
+        assert ("2 of 3 images were stretched to 4x4 and lost their proportions; --data.fit" in said) == (
+            fit == "stretch"
+        )
+    expected = {"stretch": [0, 1, 1, 0], "letterbox": [0, 1, 1, 0], "crop": [1, 1, 1, 1]}[fit]
+    assert found[1].tolist() == list(map(bool, expected))
+    assert found[0].tolist() == [bool(x) and fit != "letterbox" for x in expected]
+    opened = data.open_image(root / "train/cat/0.png", 4, 4, 3, fit)
+    np.testing.assert_array_equal(opened[..., 0] > 127, found)
+    with pytest.raises(InputError, match="unknown fit 'squash'"):
+        data.load("folder", raw_dir=root, size=(4, 4), fit="squash")
