@@ -287,3 +287,16 @@ def test_proportions(fit, tmp_path, files, capsys):
     np.testing.assert_array_equal(opened[..., 0] > 127, found)
     with pytest.raises(InputError, match="unknown fit 'squash'"):
         data.load("folder", raw_dir=root, size=(4, 4), fit="squash")
+
+
+def test_a_stream_is_held_to_names_and_sizes(tmp_path, files, pictures):
+    """What docs/imagenet.md promises: contents restored go on, a length that was another at the start does not."""
+    root = files.tree(tmp_path / "f", pictures)
+    path, before = root / "train/cat/0.png", data.open_photo_set("folder", raw_dir=root).sha256
+    good = path.read_bytes()
+    path.write_bytes(bytes(len(good)))
+    assert data.open_photo_set("folder", raw_dir=root).sha256 == before
+    path.write_bytes(good[:-10])
+    assert data.open_photo_set("folder", raw_dir=root).sha256 != before
+    path.write_bytes(good)
+    assert data.open_photo_set("folder", raw_dir=root).sha256 == before
