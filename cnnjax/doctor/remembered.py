@@ -25,8 +25,16 @@ def subject() -> dict[str, str]:
 
 
 def _path(subject: dict[str, str]) -> pathlib.Path:
+    """Where what was found is kept.
+
+    Raises:
+      FileNotFoundError: this user has no home folder, so nowhere.
+    """
+    folder = cache_directory()
+    if folder is None:
+        raise FileNotFoundError("no home folder")
     name = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_directory() / "doctor" / f"{name}.json"
+    return folder / "doctor" / f"{name}.json"
 
 
 def remember(failed: list[str]) -> None:
@@ -35,8 +43,8 @@ def remember(failed: list[str]) -> None:
     Without a cache to write to, nothing is remembered.
     """
     about = subject()
-    path = _path(about)
-    with contextlib.suppress(OSError, RuntimeError):  # no space, no permission, no home
+    with contextlib.suppress(OSError):  # no space, no permission, no home
+        path = _path(about)
         if not failed:
             path.unlink(missing_ok=True)
             return
