@@ -261,4 +261,5 @@ def exit_status() -> Generator[_Status]:
                 status.value, text = 2, str(error)
             case _:
                 status.value, text = 1, str(error)
-        say(f"error: {one_line(text)}", sys.stderr)
+        with contextlib.suppress(OSError):  # standard error was closed too: the status alone tells
+            say(f"error: {one_line(text)}", sys.stderr)

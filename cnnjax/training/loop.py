@@ -635,7 +635,9 @@ def _finite(leaves):
 
 
 class _StopSignal(contextlib.AbstractContextManager):
-    """While it is open, Ctrl-C and SIGTERM set `requested` to the signal's number; a second one kills as usual.
+    """While it is open, Ctrl-C, SIGTERM and SIGHUP set `requested` to the signal's number; a second one kills as usual.
+
+    But for SIGHUP, which a terminal that is closed sends more than once; where it is ignored (nohup) it stays so.
 
     Of several processes one may be asked alone: JAX hears SIGTERM there, and tells all (`processes.asked_to_stop`).
     """
@@ -653,6 +655,10 @@ class _StopSignal(contextlib.AbstractContextManager):
             raise Interrupted(message, self.requested)
 
     def _request(self, number, frame):
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+            if self._heard:
+                return
         if self._heard:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
@@ -666,7 +672,9 @@ class _StopSignal(contextlib.AbstractContextManager):
             self.requested = number
 
     def __enter__(self):
-        heard = (signal.SIGINT,) if processes.several() else (signal.SIGINT, signal.SIGTERM)
+        heard = [signal.SIGINT] if processes.several() else [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            heard.append(signal.SIGHUP)
         with contextlib.suppress(ValueError):  # not in the main thread, where signals can't be caught: no matter
             for number in heard:
                 self._before[number] = signal.signal(number, self._request)

@@ -2,10 +2,11 @@
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -39,17 +40,45 @@ _LINES = 20
 """Evaluations that get a line, about."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Whoever read the output (`| head`) has gone: the run goes on without it."""
-        self.quiet = True
+class _Output:
+    """Standard output until it can't be written: to a full disk, a pipe (`| head`) or a terminal that was closed.
+
+    From then on it takes everything and keeps nothing, so that a run goes on without it.
+    """
+
+    def __init__(self):
+        self._stream = sys.stdout
+        self.rich_proxied_file = self  # what rich writes to while a bar of its own stands in for standard output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        with contextlib.suppress(OSError):  # not of a file, as in a test
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what is still buffered would fail again at the end
+            os.close(nowhere)
 
 
 class Report:
     """Prints to a terminal as a bar that moves, and to a file or a pipe as plain lines."""
 
     def __init__(self, *, quiet: bool = False):
-        self.console = _Console(quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
+        file = cast(IO[str], _Output())
+        self.console = Console(file=file, quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._values = ""
         self._train: dict[str, float] = {}
@@ -64,7 +93,8 @@ class Report:
 
     def warn(self, text: str) -> None:
         """A line that should not be missed; goes to standard error."""
-        say(f"warning: {one_line(text)}", sys.stderr)
+        with contextlib.suppress(OSError):  # nobody can be told
+            say(f"warning: {one_line(text)}", sys.stderr)
 
     @contextlib.contextmanager
     def doing(self, what: str, *, announce: bool = True) -> Generator[None]:

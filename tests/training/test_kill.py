@@ -48,10 +48,15 @@ elif moment == "during the very first save":
     files.replace = before(files.replace, lambda path, text: path.name == "7.json")
 elif moment == "after the last save, before the result":
     files.replace = before(files.replace, lambda path, text: path.name == "result.json")
-elif moment == "SIGTERM":
-    feed.batch_indices = before(
-        feed.batch_indices, lambda n, size, step, seed: step == 17 and os.kill(os.getpid(), signal.SIGTERM)
-    )
+elif moment.startswith("SIG"):
+    def send(n, size, step, seed):
+        if step == 17:
+            os.kill(os.getpid(), signal.Signals[moment])
+            if moment == "SIGHUP":  # and again, by the shell; and the terminal is gone
+                os.kill(os.getpid(), signal.SIGHUP)
+                full = os.open("/dev/full", os.O_WRONLY)
+                os.dup2(full, 1)
+    feed.batch_indices = before(feed.batch_indices, send)
 sys.exit(quickstart.main([
     "--workdir", workdir, "--train.steps", "40", "--train.evaluate-every", "20", "--run.checkpoint-every", "7",
 ]))
@@ -85,7 +90,11 @@ def whole(tmp_path_factory):
 def without_times(workdir):
     """The result, apart from how long it took and in how many parts."""
     result = json.loads((workdir / "result.json").read_text())
-    return {name: value for name, value in result.items() if "second" not in name and name not in ("history", "seal")}
+    return {
+        name: value
+        for name, value in result.items()
+        if "second" not in name and name not in ("history", "finished", "seal")
+    }
 
 
 def parts(workdir):
@@ -104,10 +113,11 @@ def test_killed(whole, tmp_path, moment):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
-def test_asked_to_stop(whole, tmp_path):
-    """SIGTERM saves where it stands, says so in one line, and leaves with the status of the signal."""
-    stopped = run("SIGTERM", tmp_path / "run")
-    assert stopped.returncode == 128 + signal.SIGTERM
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_asked_to_stop(whole, tmp_path, name):
+    """It saves where it stands, says so in one line, and leaves with the status of the signal."""
+    stopped = run(name, tmp_path / "run")
+    assert stopped.returncode == 128 + signal.Signals[name]
     assert "stopped at step 18 of 40 and saved" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     resumed = run("never", tmp_path / "run")

@@ -432,5 +432,29 @@ def test_the_configuration_deleted_during_training(
     assert_same(result, finished_once["result"])
 
 
+def test_a_run_goes_on_where_its_output_can_not_be_written(monkeypatch, tmp_path):
+    """Standard output and standard error on a full disk."""
+    full = open("/dev/full", "w")  # noqa: SIM115  (closed below)
+    monkeypatch.setattr("sys.stdout", full)
+    monkeypatch.setattr("sys.stderr", full)
+    report = Report()
+    for _ in range(2):
+        report.note("x" * 100_000)
+        report.warn("x" * 100_000)
+    report.result({"experiment": "e", "model": "m", "data": "d", "steps": 3}, tmp_path)
+    full.close()  # nothing is left to fail then
+
+
+def test_a_failure_says_a_checkpoint_is_kept_only_where_there_is_one(tiny_config, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_all_finite", lambda state: next(finite))
+    for answers, said in (
+        ([False], "step 7: .* no checkpoint was saved yet"),
+        ([True, False], "step 14: .*of step 7 in"),
+    ):
+        finite = iter(answers)
+        with pytest.raises(RunError, match=said):
+            train(tiny_config, tmp_path / str(len(answers)), dataset=tiny_data)
+
+
 def test_threads_are_part_of_the_history(finished_once, finished):
     assert finished_once["result"]["history"][0]["threads"] >= 1
