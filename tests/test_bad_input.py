@@ -75,7 +75,7 @@ CASES = [
     # ---- numbers
     Case("no steps", RUN + " --train.steps 0", ("train.steps", "received 0", "above 0")),
     Case("negative steps", RUN + " --train.steps -5", ("train.steps", "received -5", "above 0")),
-    Case("half a step", RUN + " --train.steps 2.5", ("--train.steps", "INT", "2.5")),
+    Case("half a step", RUN + " --train.steps 2.5", ("--train.steps", "a whole number", "'2.5'")),
     Case("negative epochs", RUN + " --train.epochs -1", ("train.epochs", "received -1", "above 0")),
     Case("endless epochs", RUN + " --train.epochs inf", ("train.epochs", "received inf")),
     Case("a rate that is a word", RUN + " --optimizer.learning-rate fast", ("--optimizer.learning-rate", "'fast'")),

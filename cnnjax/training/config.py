@@ -52,9 +52,9 @@ class Model:
     """The network."""
 
     name: str = "lenet5"
-    """Its name; `cnnjax models` lists them."""
+    """The name of the network; `cnnjax models` lists them."""
     fields: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict)
-    """Its fields, changed for an ablation: act=relu norm=group num_classes=100 ..."""
+    """Fields of the network, changed for an ablation: act=relu norm=group num_classes=100 ..."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ import tyro
 
 from cnnjax import interrupts
 from cnnjax.ops.errors import InputError
-from cnnjax.terminal import one_line, say
+from cnnjax.terminal import one_line, say, width_of
 from cnnjax.training import config as configs
-from cnnjax.training import processes
+from cnnjax.training import options, processes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.loop import train
@@ -42,6 +42,13 @@ class _Arguments:
     """Go on with an experiment's file, or modules that it imports, that were changed since the run was begun."""
     profile: bool = False
     """Trace ten steps into the run's folder, for TensorBoard or Perfetto."""
+
+
+_FIRST = (
+    *("workdir", "quick", "extend", "data.raw-dir", "model.fields"),
+    *("train.seed", "train.epochs", "train.steps", "train.batch-size", "optimizer.learning-rate"),
+)
+"""The options that an experiment's `--help` explains."""
 
 
 def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
@@ -128,12 +135,20 @@ def read_arguments(config: Config, path: pathlib.Path, argv: list[str]) -> _Argu
     """
     configs.check_types(config)
 
+    program = f"cnnjax run {path.stem if path.parent.name == 'experiments' else path}"
+
     def read(default: _Arguments) -> _Arguments:
         return parse(
             _Arguments,
             argv,
-            program=f"python -m experiments.{path.stem}" if path.parent.name == "experiments" else f"cnnjax run {path}",
+            program=program,
             description=docstring(path),
+            examples=[
+                (f"{program} --quick", "a smoke test of seconds"),
+                (f"{program} --train.seed 1 --train.steps 500", "another seed and length, in a folder of its own"),
+                (f"{program} --workdir runs/mine --optimizer.learning-rate 0.01", "in a folder that you name"),
+            ],
+            first=_FIRST,
             default=default,
         )
 
@@ -164,32 +179,51 @@ def docstring(path: pathlib.Path) -> str:
 # ---- for every command ---------------------------------------------------------------------------------------------
 
 
-def parse(kind: Any, argv: Sequence[str], *, program: str, description: str = "", **more: Any) -> Any:
+def parse(
+    kind: Any,
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str = "",
+    examples: Sequence[tuple[str, str]] = (),
+    first: Sequence[str] = (),
+    default: Any = None,
+    **more: Any,
+) -> Any:
     """Parses a command line into `kind`, a mistake in it being an `InputError` of one line.
 
     Args:
-      kind: a dataclass or a function, as `tyro.cli` takes.
+      kind: a dataclass, as `tyro.cli` takes.
       argv: the arguments.
       program: how the command is written.
       description: the text that opens `--help`.
+      examples: commands for `--help`, each with what it does.
+      first: the options that `--help` explains; it names the others, which `--help-all` explains too.
+      default: an instance of `kind` whose fields are the defaults.
       **more: for `tyro.cli`.
     """
-    complaint = io.StringIO()
+    known = list(options.options_of(kind, default))
+    if {"-h", "--help", "--help-all"} & set(argv):
+        width = min(width_of(sys.stdout) or 100, 100)
+        some = () if "--help-all" in argv else first
+        print(options.help_text(program, description, known, width, examples=examples, first=some))
+        raise SystemExit(0)
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(box):
             parsed = tyro.cli(
                 kind,
                 args=list(argv),
                 prog=program,
-                description=description,
+                add_help=False,
                 config=(tyro.conf.FlagCreatePairsOff,),
+                **({} if default is None else {"default": default}),
                 **more,
             )
         return _with_home(parsed)
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        raise InputError(_one_line(complaint.getvalue(), program)) from None
+    except SystemExit:
+        text = options.complaint(_problem(box.getvalue()), known)
+        raise InputError(f"{text} (see {program} --help)") from None
 
 
 def _with_home(parsed: Any) -> Any:
@@ -213,18 +247,13 @@ def _with_home(parsed: Any) -> Any:
     return dataclasses.replace(parsed, **changed) if changed else parsed
 
 
-def _one_line(box: str, program: str) -> str:
-    """tyro's boxed complaint as one line: what was wrong, and the option that was perhaps meant."""
+def _problem(box: str) -> str:
+    """What was wrong, in one line, of tyro's boxed complaint."""
     # Where the terminal has no UTF-8, there is no box and the rules are of hyphens.
     lines = [re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", line).strip() for line in box.splitlines()]
     # The first line is the title; what was wrong follows, up to a ruled line; then options of nearly that name.
     rest = list(itertools.dropwhile(lambda line: not line, lines[1:]))
-    problem = list(itertools.takewhile(bool, rest))
-    text = " ".join(problem)
-    perhaps = [line.split()[0] for line in rest[len(problem) :] if line.startswith("--")]
-    if text.startswith("Unrecognized") and perhaps:
-        text += f"; did you mean {perhaps[0]}?"
-    return f"{text.rstrip('.')} (see {program} --help)"
+    return " ".join(itertools.takewhile(bool, rest)).rstrip(".")
 
 
 class _Status:
