@@ -15,7 +15,7 @@ import tyro
 
 from cnnjax import interrupts
 from cnnjax.ops.errors import InputError, unknown
-from cnnjax.terminal import Column, one_line, say, table, width_of
+from cnnjax.terminal import Column, listing, one_line, say, table, width_of
 from cnnjax.training import code
 from cnnjax.training.config import FIELDS, Config, eval_resize
 from cnnjax.training.launch import docstring, exit_status, parse
@@ -27,14 +27,14 @@ HELP = """cnnjax: published convolutional networks in JAX and Flax.
 
 usage: cnnjax COMMAND [arguments]      (cnnjax COMMAND --help teaches each)
 
-  run NAME|FILE [options]   launch an experiment, or resume or show the one in its folder
-  evaluate RUN              accuracy of a run's parameters on its test images, or on other data
-  predict RUN IMAGE...      what a run says about image files: top classes with percentages
-  models                    the networks there are: parameters, multiply-adds, who published them with what
-  summary NAME|FILE         a network layer by layer, as a table, JSON or a drawing
-  data                      the data sets there are; look at one; prepare one for TFDS
-  plan NAME|FILE            what a training step needs on TPUs, by the TPU compiler, before paying for them
-  doctor                    does this machine compute right, repeat its bits, and how fast: run it first
+  run NAME|FILE [options]   launch an experiment; resume or show its run
+  evaluate RUN              accuracy of a run on its test images, or on others
+  predict RUN IMAGE...      what a run says about image files, in percentages
+  models [PART]             the networks there are, or those of such a name
+  summary NAME|FILE|RUN     a network layer by layer: table, JSON or drawing
+  data                      the data sets there are; look at or prepare one
+  plan NAME|FILE            what a training step needs on TPUs, before paying
+  doctor                    is this machine right and fast? run it first
 
 start here: cnnjax run quickstart
 """
@@ -99,10 +99,9 @@ def load_experiment(name: str) -> ModuleType:
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         names = experiment_names()
-        print("usage: cnnjax run NAME|FILE [options]     (cnnjax run NAME --help lists its options)\n")
-        for name, path in names.items():
-            summary, _, _ = docstring(path).partition("\n")
-            print(f"  {name:22} {summary}")
+        print("usage: cnnjax run NAME|FILE [options]     (cnnjax run NAME --help teaches each)\n")
+        summaries = {name: docstring(path).partition("\n")[0] for name, path in names.items()}
+        print(listing(summaries, width_of(sys.stdout)))
         return 0
     return load_experiment(argv[0]).main(argv[1:])
 
@@ -360,7 +359,7 @@ def _short(number: int | None) -> str:
 @dataclasses.dataclass(frozen=True)
 class _Summary:
     network: tyro.conf.Positional[str]
-    """A name that `cnnjax models` lists, or an experiment's file, for the network in its CONFIG."""
+    """A name that `cnnjax models` lists; an experiment's file, for the network in its CONFIG; or a run's folder."""
     input: str | None = None
     """Height, width and channels of the image: 224,224,3. By default what the network was made for."""
     fields: Annotated[dict[str, Any], FIELDS] = dataclasses.field(default_factory=dict)
@@ -385,15 +384,10 @@ def _summary(argv: list[str]) -> None:
     from cnnjax import models
     from cnnjax.analysis import drawing, summary
 
-    name, fields = chosen.network, chosen.fields
-    if name.endswith(".py") or "/" in name:
-        config = getattr(load_experiment(name), "CONFIG", None)
-        if not isinstance(config, Config):
-            raise InputError(f"network: {name} has no CONFIG, which names an experiment's network")
-        name, fields = config.model.name, {**config.model.fields, **fields}
     if chosen.depth is not None and chosen.depth < 1:
         raise InputError(f"--depth: received {chosen.depth}; allowed: 1 or more")
-    image = models.describe(name)["input"] if chosen.input is None else _image_size(chosen.input)
+    name, fields, image = _network(chosen.network, chosen.fields)
+    image = image if chosen.input is None else _image_size(chosen.input)
     model = models.create(name, **fields)
     try:
         found = summary.summarize(model, image, name=name)
@@ -426,6 +420,30 @@ def _image_size(words: str) -> tuple[int, ...]:
         return tuple(int(word) for word in words.replace("x", ",").replace("×", ",").split(","))
     except ValueError:
         raise InputError(f"--input: received {words!r}; allowed: HEIGHT,WIDTH,CHANNELS, such as 224,224,3") from None
+
+
+def _network(network: str, changed: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+    """The name, the fields and the image of a network: of that name, of an experiment's file, or of a run's folder."""
+    from cnnjax import models
+    from cnnjax.training import plan, rundir
+
+    if (pathlib.Path(network) / "config.json").is_file():
+        run = _open_run(pathlib.Path(network), best=False, trust_code=False)
+        fields = {"num_classes": run.derived.num_classes, **run.config.model.fields, **changed}
+        return run.config.model.name, fields, run.derived.image_shape
+    if not (network.endswith(".py") or "/" in network):
+        return network, changed, tuple(models.describe(network)["input"])
+    if pathlib.Path(network).is_dir():
+        rundir.read_config(pathlib.Path(network))  # which says that it is no run
+    config = getattr(load_experiment(network), "CONFIG", None)
+    if not isinstance(config, Config):
+        raise InputError(f"network: {network} has no CONFIG, which names an experiment's network")
+    name, fields = config.model.name, {**config.model.fields, **changed}
+    image, classes = plan.image_and_classes(config)
+    if image is None:  # not known before the data are read
+        usual = models.describe(name)["input"]
+        image = (*(config.data.size or usual[:2]), usual[2])
+    return name, ({"num_classes": classes} if classes else {}) | fields, image
 
 
 def _print_summary(found: Any) -> None:
@@ -515,8 +533,7 @@ def _data(argv: list[str]) -> None:
     from cnnjax import data
 
     if chosen.action == "list":
-        for name, summary in data.summaries().items():
-            print(f"  {name:14} {summary}")
+        print(listing(data.summaries(), width_of(sys.stdout)))
         return
     if chosen.name is None:
         raise InputError(f"cnnjax data {chosen.action}: needs the name of a data set ({', '.join(data.summaries())})")

@@ -5,7 +5,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Literal
 
 _GAP = "  "
@@ -51,6 +51,12 @@ def say(text: str, stream: IO[str] | None = None) -> None:
     """Prints a line, safely and broken between words where it is too long; on standard output when `stream` is None."""
     stream = sys.stdout if stream is None else stream
     print(wrap(printable(text), width_of(stream), "    "), file=stream, flush=True)
+
+
+def listing(items: Mapping[str, str], width: int | None) -> str:
+    """Names, and beside each what it is."""
+    column = max(map(len, items), default=0) + 4
+    return "\n".join(wrap(f"  {name:{column - 2}}{text}", width, " " * column) for name, text in items.items())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 
-    python -m experiments.cifar_resnet20 --data.raw-dir FOLDER_OF_CIFAR-10
+    python -m experiments.cifar_resnet20 --data.raw-dir FOLDER
 
 The paper's recipe: 45,000 images to train and 5,000 to validate, 64,000 updates of 128 images, SGD with momentum 0.9
 and weight decay 1e-4, learning rate 0.1 divided by ten at one half and at three quarters of the run, 4 pixels of

@@ -2,7 +2,7 @@
 
 Karpathy, ConvNetJS, `demo/cifar10.html`.
 
-    python -m experiments.convnetjs_cifar10 --data.raw-dir FOLDER_OF_CIFAR-10
+    python -m experiments.convnetjs_cifar10 --data.raw-dir FOLDER
 
 The demonstration's recipe: pixels in ±0.5, shifts of up to two pixels and mirroring, Adadelta with batches of four and
 an L2 penalty of 1e-4, which it divides by the batch size. It speaks of about 80 % for a network trained for long and

@@ -2,7 +2,7 @@
 
 Stanford CS231n's live demonstration, "7 layers, 7000 parameters": ten 3x3 filters a layer make 6,440.
 
-    python -m experiments.cs231n_cifar10 --data.raw-dir FOLDER_OF_CIFAR-10
+    python -m experiments.cs231n_cifar10 --data.raw-dir FOLDER
 
 No accuracy was published for it. Expected: 66.0 % (seed 0, on the JPEG re-encoding), in ten minutes on two CPU cores.
 """

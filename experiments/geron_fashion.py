@@ -2,7 +2,7 @@
 
 Géron, "Hands-On Machine Learning with Scikit-Learn, Keras and TensorFlow", chapter 14.
 
-    python -m experiments.geron_fashion --data.raw-dir FOLDER_OF_THE_FOUR_ORIGINAL_FILES
+    python -m experiments.geron_fashion --data.raw-dir FOLDER
 
 The book's recipe: pixels in [0, 1], 55,000 images to train and 5,000 to validate, Nadam, ten epochs of batches of 32,
 no augmentation. Expected: 90.65 % on the test images (seed 0; validation 91.10 %), where the book reports 92 to 93 %.

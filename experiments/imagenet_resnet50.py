@@ -3,7 +3,7 @@
 He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016; the recipe is that of Goyal et al.,
 "Accurate, Large Minibatch SGD", 2017, with a cosine in place of steps and smoothed labels.
 
-    python -m experiments.imagenet_resnet50 --data.data-dir FOLDER_OF_PREPARED_SETS
+    python -m experiments.imagenet_resnet50 --data.data-dir FOLDER
 
 The folder holds TFDS's imagenet2012 as array_record (docs/imagenet.md says how to prepare it). 90 epochs of 1,024
 images, SGD with Nesterov's momentum 0.9 and weight decay 1e-4 on the kernels, learning rate 0.4 (0.1 for each 256

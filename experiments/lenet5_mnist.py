@@ -2,7 +2,7 @@
 
 LeCun, Bottou, Bengio, Haffner: "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 86(11), 1998.
 
-    python -m experiments.lenet5_mnist --data.raw-dir FOLDER_OF_THE_FOUR_ORIGINAL_FILES
+    python -m experiments.lenet5_mnist --data.raw-dir FOLDER
 
 The network, the scaling of the pixels, the initialisation and the loss (its MAP form) are the paper's. The optimizer is
 Adam with a cosine schedule over 20 passes in batches of 64, in place of a stochastic Levenberg-Marquardt method over

@@ -2,7 +2,7 @@
 
 The layers of LeCun et al. 1998 (Proc. IEEE 86(11)) without its connection table, subsampling and bitmaps.
 
-    python -m experiments.lenet5_modern_mnist --data.raw-dir FOLDER_OF_THE_FOUR_ORIGINAL_FILES
+    python -m experiments.lenet5_modern_mnist --data.raw-dir FOLDER
 
 Training images are moved by up to two pixels. Expected: 99.36 % (seed 0), in three minutes on two CPU cores.
 """

@@ -59,6 +59,11 @@ CASES = [
     Case("no such activation", RUN + " --model.fields act=rellu", ("activation", "'rellu'", "did you mean 'relu'")),
     Case("no such loss", RUN + " --train.loss cross_entrop", ("loss", "'cross_entrop'", "mean 'cross_entropy'")),
     Case("no such option", RUN + " --train.stepz 4", ("--train.stepz", "did you mean --train.steps")),
+    Case("an option of another group", RUN + " --train.lr 1", ("--train.lr", "did you mean --optimizer.learning-rate")),
+    Case("an option without its group", RUN + " --batch-size 1", ("--batch-size", "did you mean --train.batch-size")),
+    Case("one number for two", RUN + " --data.size 28", ("--data.size: received '28'", "such as --data.size 28 28")),
+    Case("a shorter run", AGAIN + " {finished} --train.steps 2", ("train.steps", "can't be shortened", "--workdir")),
+    Case("a part of no network's name", "models resnxt", ("network", "'resnxt'")),
     # ---- networks to look at
     Case("no such network", "summary resnet55", ("model", "'resnet55'", "did you mean 'resnet50'")),
     Case("a network's field that is not", "summary vgg11 --fields pol=avg", ("field of vgg11", "'pol'", "mean 'pool'")),

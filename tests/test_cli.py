@@ -19,7 +19,7 @@ from cnnjax.ops.errors import InputError
 from cnnjax.training import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SUBCOMMANDS = ["run", "evaluate", "predict", "models", "summary", "data", "plan"]
+SUBCOMMANDS = ["run", "evaluate", "predict", "models", "summary", "data", "plan", "doctor"]
 
 
 def command(*argv: object) -> int:
@@ -91,19 +91,51 @@ def test_version(output):
 
 
 def test_an_experiments_help_teaches(output):
-    text = output("run", "quickstart", "--help")
-    words = " ".join(text.split())
+    """What it is, examples, the ten options that matter; the names of all others, which `--help-all` explains."""
     import experiments.quickstart as experiment
 
-    assert " ".join(experiment.__doc__.split()) in words
-    for option in ("--workdir", "--quick", "--extend", "--profile"):
-        assert option in words
-    for option in ("model.fields", "data.raw-dir", "optimizer.learning-rate", "run.devices"):
-        assert f"--{option} " in words
-    for option in ("seed", "steps", "epochs", "batch-size", "dtype"):
-        assert f"--train.{option} " in words
-    assert "(default: lenet5_modern)" in words  # the experiment's defaults, not the library's
-    assert "Parameter updates, in place of epochs." in words
+    for flag in ("--help", "--help-all"):
+        text = output("run", "quickstart", flag)
+        words = " ".join(text.split())
+        assert " ".join(experiment.__doc__.split()) in words
+        for option in ("workdir", "quick", "extend", "model.fields", "data.raw-dir", "optimizer.learning-rate"):
+            assert f"\n  --{option}" in text
+        assert "Parameter updates, in place of epochs." in words
+        assert "(default: 64)" in words  # the experiment's defaults, not the library's
+        for noise in ("{None}", "STR", "(default: )", "(default: None)", "(default: False)"):
+            assert noise not in text
+    assert "(default: lenet5_modern)" in words
+    short = output("run", "quickstart", "--help")
+    assert len(re.findall(r"^  --[a-z.-]+ ?[A-Z]*", short.partition("\n\nand ")[0], re.MULTILINE)) == 10
+    examples = re.findall(r"^  cnnjax (run quickstart .*)", short, re.MULTILINE)
+    assert len(examples) == 3
+    everything = {flag[2:] for flag in re.findall(r"^  (--[a-z.-]+)", text, re.MULTILINE)}
+    assert len(everything) > 50
+    for name in everything:
+        assert name in short or name.rpartition(".")[2] in short.partition("--help-all")[2]
+
+
+@pytest.mark.parametrize("argv", [[], ["run"], ["data"], ["models"], ["models", "resnet"], ["summary", "resnet50"],
+                                  ["summary", "googlenet"], ["run", "quickstart", "--help"],
+                                  ["run", "imagenet_resnet50", "--help-all"], ["plan", "--help"]])  # fmt: skip
+def test_everything_fits_80_columns(argv, capsys, monkeypatch):
+    """On a terminal: no line is longer, and no word is broken that stands in the output of a pipe."""
+    command(*argv)
+    words = set(capsys.readouterr().out.split())
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    command(*argv)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    new = {word for word in text.split() if word not in words and "…" not in word}
+    if argv[:1] != ["summary"]:  # whose numbers are shortened
+        assert new <= {"left", "out", "at", "this", "width:", "input,", "classes,", "published", "with", "─" * 80}
+
+
+def test_models_of_a_name(output):
+    names = [row["name"] for row in json.loads(output("models", "ResNeXt", "--json"))]
+    assert names == ["resnext101_32x8d", "resnext50_32x4d"]
+    assert command("models", "resnxt50") == 2
 
 
 def test_the_experiments_there_are(output):
@@ -392,6 +424,20 @@ def test_summary_of_an_experiments_network(output, tmp_path):
     rows = json.loads(output("summary", tmp_path / "mine.py", "--fields", "num_classes=3", "--json"))
     assert {row["kind"] for row in rows["layers"]} == {"Conv", "GroupNorm", "add", "global average", "Dense"}
     assert rows["layers"][-1]["output"] == [3]
+
+
+def test_summary_of_an_experiments_images(output):
+    """The size that its CONFIG enlarges them to, and the classes that they have."""
+    rows = json.loads(output("summary", ROOT / "experiments" / "quickstart.py", "--json"))
+    assert rows["input"] == [28, 28, 1]
+    rows = json.loads(output("summary", ROOT / "experiments" / "cs231n_cifar10.py", "--json"))
+    assert (rows["input"], rows["layers"][-1]["output"]) == ([32, 32, 3], [10])
+
+
+def test_summary_of_a_run(run, output):
+    rows = json.loads(output("summary", run, "--json"))
+    assert (rows["model"], rows["input"], rows["parameters"]) == ("lenet5_modern", [28, 28, 1], 61_706)
+    assert command("summary", run.parent) == 2
 
 
 def test_data_list(output):

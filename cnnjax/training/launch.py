@@ -146,7 +146,7 @@ def read_arguments(config: Config, path: pathlib.Path, argv: list[str]) -> _Argu
             examples=[
                 (f"{program} --quick", "a smoke test of seconds"),
                 (f"{program} --train.seed 1 --train.steps 500", "another seed and length, in a folder of its own"),
-                (f"{program} --workdir runs/mine --optimizer.learning-rate 0.01", "in a folder that you name"),
+                (f"{program} --workdir runs/mine --train.batch-size 32", "in a folder that you name"),
             ],
             first=_FIRST,
             default=default,

@@ -278,4 +278,7 @@ def _allowed(option: Option, received: str) -> str:
     if len(takes) in _NUMBERS and set(takes) <= {"INT", "FLOAT"}:
         example = f", such as {option.flag} {' '.join([received] * len(takes))}"
         return _NUMBERS[len(takes)] + example * bool(re.fullmatch(r"[\d.]+", received))
-    return _KINDS.get(option.takes, option.takes.replace("|", ", "))
+    choices = option.takes.split("|")
+    near = difflib.get_close_matches(received, choices, n=1) if len(choices) > 1 else []
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return _KINDS.get(option.takes, ", ".join(choices)) + meant

@@ -306,6 +306,17 @@ def in_child(request: dict[str, Any], command: Sequence[str], *, timeout: float)
 # ---- the whole plan ------------------------------------------------------------------------------------------------
 
 
+def image_and_classes(config: Config) -> tuple[tuple[int, ...] | None, int | None]:
+    """The image (height, width, channels) that a network is given, and the number of classes; None where not known."""
+    known = IMAGES.get(config.data.name, Images(None, 0))
+    shape = known.shape
+    if config.data.crop is not None:
+        shape = (config.data.crop, config.data.crop, 3)
+    elif shape is not None:
+        shape = (*(config.data.size or shape[:2]), shape[2])
+    return shape, known.classes or None
+
+
 def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None) -> Images:
     """The images that a configuration's data have, without reading them.
 
@@ -318,11 +329,8 @@ def images_of(config: Config, shape: tuple[int, ...] | None, classes: int | None
       InputError: the set is not known and they are not said.
     """
     known = IMAGES.get(config.data.name, Images(None, 0))
-    if shape is None and config.data.crop is not None:
-        shape = (config.data.crop, config.data.crop, 3)
-    elif shape is None and known.shape is not None:
-        shape = (*(config.data.size or known.shape[:2]), known.shape[2])
-    classes = classes or known.classes or None
+    of_the_set = image_and_classes(config)
+    shape, classes = shape or of_the_set[0], classes or of_the_set[1]
     if shape is None or classes is None:
         raise InputError(f"plan: {config.data.name} is not read; say what its images are: --input H,W,C --classes N")
     if len(shape) != 3 or min(shape) < 1 or classes < 1:

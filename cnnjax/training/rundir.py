@@ -178,15 +178,16 @@ def _whole(what: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(workdir: pathlib.Path, new: dict[str, Any], extend: bool, accept_code: bool) -> list[str]:
-    old = _whole(read_config(workdir)["what"])
+    record = read_config(workdir)
+    old = _whole(record["what"])
     names = sorted(set(_without_code(old)) | set(_without_code(new)))
     differing = [name for name in names if old.get(name) != new.get(name)]
     if extend:
         differing = [name for name in differing if name not in _HORIZON]
     if differing:
         shown = "; ".join(f"{name} was {old.get(name)!r}, received {new.get(name)!r}" for name in differing)
-        longer = " (--extend allows more steps)" if set(differing) <= set(_HORIZON) else ""
-        raise InputError(f"workdir: {workdir} holds a run of another configuration: {shown}{longer}")
+        hint = _length_hint(record, new) if set(differing) <= set(_HORIZON) else ""
+        raise InputError(f"workdir: {workdir} holds a run of another configuration: {shown}{hint}")
     if not old.get("code"):
         return [f"{workdir} does not say which code it was begun with: it can't be compared"] * bool(new["code"])
     changed = ", ".join(codes.changed(old["code"], new["code"]))
@@ -196,6 +197,17 @@ def _compare(workdir: pathlib.Path, new: dict[str, Any], extend: bool, accept_co
             f"--accept-code goes on in this one with the code as it is now)"
         )
     return [f"{workdir} was begun with other code: {changed} since"] if changed else []
+
+
+def _length_hint(record: dict[str, Any], new: dict[str, Any]) -> str:
+    """What helps where a run differs in its length alone."""
+    before, steps, epochs = record["derived"].get("steps"), new.get("train.steps"), new.get("train.epochs")
+    if steps is None:  # epochs can be compared with epochs
+        before, steps = record["what"].get("train.epochs"), epochs
+    shorter = isinstance(before, int | float) and steps is not None and steps < before
+    if shorter:
+        return " (a run can't be shortened: another --workdir starts a shorter one)"
+    return " (--extend allows more steps)"
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
