@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import shlex
 import sys
 import warnings
@@ -532,6 +533,8 @@ def _data(argv: list[str]) -> None:
     chosen = parse(_Data, argv, program="cnnjax data", description="The data sets.")
     from cnnjax import data
 
+    if chosen.picture is not None and chosen.picture.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--picture: received {chosen.picture}, allowed: a name that ends in .png, .jpg, .pdf or .svg")
     if chosen.action == "list":
         print(listing(data.summaries(), width_of(sys.stdout)))
         return
@@ -627,7 +630,7 @@ def _plan(argv: list[str]) -> None:
     else:
         # Without its hyphens at first, which would make an option of it.
         others = [f"--{options.removeprefix('--')}" for options in plans[0].chosen.compare]
-        plans += [_one_plan([*argv, *shlex.split(options)], options) for options in others]
+        plans += [_one_plan([*argv, *_words(options)], options) for options in others]
         for one in plans:
             one.compile()
     if plans[0].chosen.json:
@@ -635,6 +638,13 @@ def _plan(argv: list[str]) -> None:
     else:
         _print_plans(plans)
     return None
+
+
+def _words(options: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as error:  # a quote that is not closed
+        raise InputError(f"--compare: received {options!r}: {error}") from None
 
 
 @dataclasses.dataclass
@@ -668,7 +678,7 @@ def _one_plan(argv: list[str], title: str = "") -> _OnePlan:
     from cnnjax.training.launch import read_arguments
 
     chosen, rest = parse(_Plan, argv, program="cnnjax plan", description=PLAN_HELP, return_unknown_args=True)
-    if chosen.input and not all(size.isdigit() for size in chosen.input.split(",")):
+    if chosen.input and not re.fullmatch("[0-9]{1,6}(,[0-9]{1,6}){2}", chosen.input):
         raise InputError(f"input: received {chosen.input!r}, allowed: H,W,C, such as 224,224,3")
     plan.chip_of(chosen.topology)
     module = load_experiment(chosen.experiment)

@@ -8,9 +8,12 @@ part when its metadata says so.
 import ast
 import dataclasses
 import json
+import math
 import os
+import sys
 import types
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -22,6 +25,9 @@ WHERE = {"where": True}
 LATER = {"later": True}
 """Of a field that came later: it belongs to *what* only where it is not its default, so that older runs go on."""
 
+_LONGEST = 4096
+"""Characters of a text in a configuration, at the most."""
+
 
 def _parse_fields(words: list[str]) -> dict[str, Any]:
     """`["act=relu", "num_classes=7"]` as a dictionary; values are Python literals where they parse, else strings."""
@@ -29,10 +35,14 @@ def _parse_fields(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"expected NAME=VALUE, received {word!r}")
+            raise ValueError(f"expected NAME=VALUE, received {word[:80]!r}")
+        if name in ("name", "parent"):  # which Flax gives every module
+            raise ValueError(f"{name} is no field that can be set")
+        if len(value) > _LONGEST:
+            raise ValueError(f"expected at most {_LONGEST} characters for {name}, received {len(value)}")
         try:
             fields[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: of brackets in brackets
             fields[name] = value
     return fields
 
@@ -371,26 +381,95 @@ def _kind(value: Any) -> str:
     return f"{' '.join(repr(value).split()):.60} ({name})"
 
 
+_TINY = sys.float_info.min  # the least number above 0
+_COUNT = (1, 2**31 - 1)
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "data.size": (1, 2**15),
+    "data.crop": (1, 2**15),
+    "data.resize": (1, 2**15),
+    "data.crop-area": (0, 1),
+    "data.workers": (0, 1024),
+    "data.threads": (1, 1024),
+    "data.validation": (0, 1e12),
+    "data.split-seed": (0, 2**31 - 1),
+    "data.limit": _COUNT,
+    "data.mean": (-1e6, 1e6),
+    "data.std": (1e-6, 1e6),
+    "data.shift": (0, 1e6),
+    "data.pad-crop": (0, 1e6),
+    "data.resident-mb": (0, 1e12),
+    "optimizer.learning-rate": (0, 1e9),
+    "optimizer.momentum": (0, 1),
+    "optimizer.weight-decay": (0, 1e9),
+    "optimizer.clip-norm": (_TINY, 1e30),
+    "optimizer.warmup": (0, 1),
+    "optimizer.milestones": (0, 1),
+    "optimizer.factors": (0, 1e9),
+    "train.seed": (0, 2**31 - 1),
+    "train.epochs": (_TINY, 1e9),
+    "train.steps": _COUNT,
+    "train.batch-size": _COUNT,
+    "train.label-smoothing": (0, 1),
+    "train.evaluate-every": _COUNT,
+    "train.microbatches": _COUNT,
+    "train.norm-batch": _COUNT,
+    "train.ema": (0, 1),
+    "run.devices": _COUNT,
+    "run.steps-per-call": (1, 100_000),  # the order of all their images is sent at once
+    "run.eval-batch-size": _COUNT,
+    "run.checkpoint-every": _COUNT,
+    "run.keep": _COUNT,
+    "run.log-every": _COUNT,
+    "distributed.num-processes": (1, 100_000),
+    "distributed.process-id": (0, 100_000 - 1),
+}
+"""Least and greatest value of every number in a configuration, or in one of its lists."""
+
+
+def check_bounds(config: Any, prefix: str = "") -> None:
+    """Raises an `InputError` for a number that is out of `BOUNDS` or not finite, and for a text that can't be one."""
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_bounds(value, f"{name}.")
+            continue
+        low, high = BOUNDS.get(name, (-(2**63), 2**63))
+        for leaf in _leaves(value):
+            if isinstance(leaf, str) and (len(leaf) > _LONGEST or "\0" in leaf):
+                raise InputError(f"{name}: received {leaf[:40]!r}…, allowed: up to {_LONGEST} characters, no NUL")
+            if isinstance(leaf, int | float) and not low <= leaf <= high:
+                allowed = f"{low:g} to {high:g}"
+                if low in (1, _TINY):
+                    allowed = f"at most {high:,.12g}" if leaf > high else "a number above 0"
+                raise InputError(f"{name}: received {_shown(leaf)}, allowed: {allowed}")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in nested lists and dictionaries."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set):
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value
+
+
+def _shown(number: float) -> str:
+    """A number in a few characters; Python refuses to write whole ones of thousands of digits."""
+    if isinstance(number, int) and abs(number) >= 10**30:
+        return f"a number of {int(math.log10(abs(number))) + 1:,} digits"
+    return str(number)
+
+
 def check(config: Config) -> None:
     """Raises an `InputError` for a value of a wrong type, or a number that can't be right whatever the data."""
     check_types(config)
     data, optimizer, train, run = config.data, config.optimizer, config.train, config.run
-    _positive("train.steps", train.steps)
-    _positive("train.epochs", train.epochs)
+    check_bounds(config)
     if train.steps is None and train.epochs is None:
         raise InputError("train.steps and train.epochs: one of them must be given")
-    _positive("train.batch-size", train.batch_size)
-    _positive("train.evaluate-every", train.evaluate_every)
-    _positive("run.devices", run.devices)
-    _positive("run.eval-batch-size", run.eval_batch_size)
-    _positive("run.checkpoint-every", run.checkpoint_every)
-    _positive("run.keep", run.keep)
-    _positive("run.log-every", run.log_every)
-    _positive("run.steps-per-call", run.steps_per_call)
-    _positive("train.microbatches", train.microbatches)
-    _positive("train.norm-batch", train.norm_batch)
-    if train.ema is not None:
-        _within("train.ema", train.ema, 0, 1)
     part = train.batch_size // train.microbatches
     if train.batch_size % train.microbatches:
         raise InputError(
@@ -399,38 +478,21 @@ def check(config: Config) -> None:
     if train.norm_batch is not None and part % train.norm_batch:
         raise InputError(f"train.norm-batch: received {train.norm_batch}, allowed: a divisor of {part}")
     meshes.check_axes(run.mesh)
-    _positive("data.limit", data.limit)
-    _within("train.seed", train.seed, 0, 2**31 - 1)
-    _within("data.split-seed", data.split_seed, 0, 2**31 - 1)
-    if not 0 <= train.label_smoothing < 1:  # at 1 all classes are alike, and there is nothing to learn
+    if train.label_smoothing == 1:  # all classes are alike then, and there is nothing to learn
         raise InputError(f"train.label-smoothing: received {train.label_smoothing}, allowed: at least 0 and below 1")
-    _within("optimizer.learning-rate", optimizer.learning_rate, 0, 1e9)
-    _within("optimizer.momentum", optimizer.momentum, 0, 1)
-    _within("optimizer.weight-decay", optimizer.weight_decay, 0, 1e9)
-    _within("optimizer.warmup", optimizer.warmup, 0, 1)
-    _positive("optimizer.clip-norm", optimizer.clip_norm)
-    for milestone in optimizer.milestones:
-        _within("optimizer.milestones", milestone, 0, 1)
+    for name in ("name", "parent"):  # which Flax gives every module
+        if name in config.model.fields:
+            raise InputError(f"model.fields: received {name}, which is no field of a network")
     if len(optimizer.factors) not in (1, len(optimizer.milestones)):
         raise InputError(
             f"optimizer.factors: received {len(optimizer.factors)}, allowed: one, or one for each of the "
             f"{len(optimizer.milestones)} milestones"
         )
-    if data.size is not None:
-        _positive("data.size", min(data.size))
-    elif data.fit != "stretch":
+    if data.size is None and data.fit != "stretch":
         raise InputError(
             f"data.fit: received {data.fit!r}, allowed: with data.size (photographs with data.crop are cut)"
         )
-    for value in data.mean or ():
-        _within("data.mean", value, -1e6, 1e6)
-    for value in data.std or ():
-        _within("data.std", value, 1e-6, 1e6)
     _check_photographs(data)
-    _within("data.shift", data.shift, 0, 1e6)
-    _within("data.pad-crop", data.pad_crop, 0, 1e6)
-    _within("data.validation", data.validation, 0, 1e12)
-    _within("data.resident-mb", data.resident_mb, 0, 1e12)
 
 
 def absolute(config: Config) -> Config:
@@ -442,9 +504,6 @@ def absolute(config: Config) -> Config:
 
 
 def _check_photographs(data: Data) -> None:
-    _positive("data.crop", data.crop)
-    _within("data.workers", data.workers, 0, 1024)
-    _positive("data.threads", data.threads)
     least, greatest = data.crop_area
     if not 0 < least <= greatest <= 1:
         raise InputError(f"data.crop-area: received {least:g} {greatest:g}, allowed: two parts of 1, the lesser first")
@@ -464,22 +523,15 @@ def eval_resize(data: Data) -> int:
     return round(data.crop / 0.875) if data.resize is None else data.resize
 
 
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and value < float("inf")):
-        raise InputError(f"{name}: received {value}, allowed: a number above 0")
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"{name}: received {value}, allowed: {low:g} to {high:g}")
-
-
 def total_steps(config: Config, examples: int) -> int:
     """Parameter updates of a run over `examples` training images; an incomplete last epoch is rounded up."""
     if config.train.steps is not None:
         return config.train.steps
     assert config.train.epochs is not None
-    return max(1, -(-round(config.train.epochs * examples) // config.train.batch_size))
+    steps = max(1, -(-round(config.train.epochs * examples) // config.train.batch_size))
+    if steps > BOUNDS["train.steps"][1]:
+        raise InputError(f"train.epochs: received {config.train.epochs:g}, which is {steps:,} steps; allowed: 2^31 - 1")
+    return steps
 
 
 def quick(config: Config) -> Config:

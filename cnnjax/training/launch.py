@@ -23,7 +23,7 @@ from cnnjax.terminal import one_line, say, width_of
 from cnnjax.training import config as configs
 from cnnjax.training import options, processes
 from cnnjax.training.config import Config
-from cnnjax.training.errors import RunError
+from cnnjax.training.errors import RunError, explained
 from cnnjax.training.loop import train
 from cnnjax.training.report import Report
 
@@ -74,6 +74,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
             if arguments.extend:
                 raise InputError("--extend: needs --workdir, the folder of the run to extend")
             workdir = pathlib.Path("runs") / path.stem / _folder_name(config, path, arguments)
+        configs.check(chosen)
         processes.join(chosen.distributed)
         report = Report(quiet=not processes.is_first())
         result = train(
@@ -256,6 +257,10 @@ def _problem(box: str) -> str:
     return " ".join(itertools.takewhile(bool, rest)).rstrip(".")
 
 
+_MOST = 2000
+"""Characters of a message, at the most: what was received may be of any length."""
+
+
 class _Status:
     value = 0
 
@@ -274,8 +279,9 @@ def exit_status() -> Generator[_Status]:
             stream.reconfigure(errors="replace")  # a terminal without Unicode still shows the rest
     try:
         yield status
-    except (InputError, RunError, OSError, KeyboardInterrupt) as error:
-        if os.environ.get("CNNJAX_TRACEBACK"):
+    except (InputError, RunError, OSError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
+        known = isinstance(error, InputError | RunError | OSError | KeyboardInterrupt)
+        if os.environ.get("CNNJAX_TRACEBACK") or not (known or explained(error)):
             raise
         match error:
             case KeyboardInterrupt() if interrupts.are_obeyed():
@@ -289,6 +295,8 @@ def exit_status() -> Generator[_Status]:
             case InputError():
                 status.value, text = 2, str(error)
             case _:
-                status.value, text = 1, str(error)
+                status.value, text = 1, explained(error) or str(error)
+        if len(text) > _MOST:
+            text = f"{text[:_MOST]} …"
         with contextlib.suppress(OSError):  # standard error was closed too: the status alone tells
             say(f"error: {one_line(text)}", sys.stderr)

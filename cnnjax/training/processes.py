@@ -23,7 +23,7 @@ from jax._src import distributed as distributed_state  # nothing public says who
 from cnnjax.ops.errors import InputError
 from cnnjax.training import meeting
 from cnnjax.training.config import Distributed
-from cnnjax.training.errors import RunError
+from cnnjax.training.errors import RunError, explained
 
 HEARTBEAT = 60
 """Seconds of silence after which a process counts as lost, and all others end."""
@@ -243,7 +243,7 @@ def ending_together(workdir: pathlib.Path) -> Generator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not several():
+        if not several() or explained(error):
             raise
         reason = str(error).partition("\n")[0]
         print(
