@@ -255,29 +255,10 @@ def _revive(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, name)
     for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        if _fits(option, value):
+        if _is_a(value, option):
             return tuple(value) if typing.get_origin(option) is tuple else value
     allowed = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise InputError(f"{name}: received {_short(value)}, allowed: {allowed}")
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value that JSON gave is of a type: a plain one, Any, a Literal, or a tuple, list or dict of types."""
-    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind is Any:
-        return True
-    if kind is Literal:
-        return value in inner
-    if kind is tuple:
-        each = [inner[0]] * len(value) if isinstance(value, list) and inner[1:] == (...,) else inner
-        return isinstance(value, list) and len(value) == len(each) and all(map(_fits, each, value))
-    if kind is list:
-        return isinstance(value, list) and all(_fits(inner[0], item) for item in value)
-    if kind is dict:
-        return isinstance(value, dict) and all(_fits(inner[1], item) for item in value.values())
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind)
 
 
 def _short(value: Any) -> str:
@@ -349,17 +330,21 @@ def check_types(config: Any, kind: Any = Config, name: str = "CONFIG") -> None:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type, and can be kept as JSON."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    """Whether a value is of a field's type, and can be kept as JSON, which has lists for tuples."""
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is Any:
+        return True
     if isinstance(kind, types.UnionType):
-        return any(_is_a(value, option) for option in arguments)
+        return any(_is_a(value, option) for option in inner)
     if origin is Literal:
-        return any(value is option or (type(value) is type(option) and value == option) for option in arguments)
+        return any(value is option or (type(value) is type(option) and value == option) for option in inner)
     if origin is tuple:
-        every = arguments[:1] * len(value) if isinstance(value, tuple | list) and arguments[-1] is ... else arguments
+        every = inner[:1] * len(value) if isinstance(value, tuple | list) and inner[-1] is ... else inner
         return isinstance(value, tuple | list) and len(value) == len(every) and all(map(_is_a, value, every))
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(item, inner[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(_is_a(item, inner[1]) for item in value.values())
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     return isinstance(value, kind)
