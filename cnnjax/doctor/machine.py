@@ -4,7 +4,6 @@ import os
 import pathlib
 import platform
 import re
-import subprocess
 from typing import Any
 
 _ENVIRONMENT = (
@@ -26,11 +25,12 @@ def describe() -> dict[str, Any]:
     """What is installed and seen, as JSON can hold it; JAX looks for its devices here, if it hasn't yet."""
     import jax
 
+    from cnnjax.training.code import git_state
     from cnnjax.training.setup import versions
 
     return {
         "versions": versions(),
-        "git": git_state(pathlib.Path(__file__).parent),
+        "git": git_state(__file__),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": processor(),
         "cores": usable_cores(),
@@ -67,25 +67,10 @@ def host_memory() -> dict[str, int] | None:
     return {"total": 1024 * int(found["MemTotal"]), "available": 1024 * int(found.get("MemAvailable", 0))}
 
 
-def git_state(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The commit that a folder's checkout is at, and how many files differ from it; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-
-    try:
-        commit = git("rev-parse", "HEAD").strip()
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder)).splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "changed_files": len(changed)}
-
-
 def lines(found: dict[str, Any]) -> list[str]:
     """`describe()` as a person reads it."""
     versions, git, memory = found["versions"], found["git"], found["memory_bytes"]
-    commit = "" if git is None else f" (git {git['commit'][:9]}{', changed' * bool(git['changed_files'])})"
+    commit = "" if git is None else f" (git {git['commit'][:9]}{', changed' * git['dirty']})"
     rest = ", ".join(f"{name} {value}" for name, value in versions.items() if name not in ("python", "cnnjax"))
     kinds: dict[tuple[str, str, int | None], int] = {}
     for device in found["devices"]:

@@ -213,12 +213,6 @@ def test_machine():
     assert any("8 cpu devices" in line for line in text)
 
 
-def test_no_git(tmp_path, monkeypatch):
-    assert machine.git_state(tmp_path) is None
-    monkeypatch.setenv("PATH", "")
-    assert machine.git_state(tmp_path) is None
-
-
 @pytest.mark.slow
 def test_the_whole_round():
     report = examine.examine()
