@@ -4,6 +4,7 @@ Each check is a function without arguments that computes something at training s
 with NumPy, and says how it went in a line.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -21,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cnnjax import ops, releases
-from cnnjax.doctor import exact
+from cnnjax.doctor import exact, fused
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
 from cnnjax.training import setup
@@ -53,6 +54,9 @@ def all_checks() -> Iterator[Check]:
     for name in ops.CONV_IMPLEMENTATIONS:
         yield Check(f"convolution {name}", functools.partial(convolution, name))
     yield Check("default precision", default_precision)
+    for name in ops.CONV_IMPLEMENTATIONS:
+        yield Check(f"fused with {name}", functools.partial(fused_programs, name))
+    yield from (Check(f"probe {name}", functools.partial(known_miscompilation, name)) for name in fused.PROBES)
     yield from (Check(f"pooling {name}", functools.partial(pooling, name)) for name in POOLS)
     yield Check("batch norm, sharded", sharded_batch_norm)
     yield Check("max pooling, sharded", sharded_max_pool)
@@ -146,6 +150,14 @@ def _value_and_gradients(convolve: Callable, x: Any, w: Any, c: Any) -> tuple:
     return y, *pull(c)
 
 
+def as_exact_as_float32() -> contextlib.AbstractContextManager:
+    """Makes products of float32 numbers as exact as their dtype, on devices where they are not.
+
+    On a CPU they are, and `auto` takes the same wish for one to do without Winograd's algorithm.
+    """
+    return contextlib.nullcontext() if jax.default_backend() == "cpu" else jax.default_matmul_precision("highest")
+
+
 def convolution(implementation: str) -> Outcome:
     """One implementation's value and both gradients, each within its stated bound (docs/equivalence.md)."""
     share, rms = 0.0, {"float32": 0.0, "bfloat16": 0.0}
@@ -155,7 +167,7 @@ def convolution(implementation: str) -> Outcome:
             if implementation == "winograd" and layer.stride > 1:
                 continue  # which it refuses
             convolve = functools.partial(ops.conv_implementation(implementation), **layer.options)
-            with jax.default_matmul_precision("highest"):
+            with as_exact_as_float32():
                 found = jax.jit(functools.partial(_value_and_gradients, convolve))(it.x, it.w, it.c)
             for quantity, got, expected in zip(exact.QUANTITIES, found, it.exact, strict=False):
                 got = np.asarray(got, np.float64)
@@ -187,6 +199,31 @@ def default_precision() -> Outcome:
     found = jax.jit(functools.partial(ops.conv_general_dilated, **layer.options))(it.x, it.w)
     relative = _rms(np.asarray(found, np.float64) - it.exact[0].exact) / _rms(it.exact[0].exact)
     return Outcome("right", f'error {relative:.0e} in float32 (jax.default_matmul_precision("highest") has less)')
+
+
+# --- Programs of several operations -----------------------------------------------------------------------------------
+
+EVERY = {"auto": 5, "xla": 12}
+"""Every k-th of the programs of `fused.cases` is checked here; of the other implementations every 24th."""
+
+
+def fused_programs(implementation: str) -> Outcome:
+    """One implementation under one `jit` with what networks put behind it, on whole numbers."""
+    every = EVERY.get(implementation, 24)
+    chosen = [case for case in fused.cases(sizes=(2**17,)) if implementation in fused.implementations(case)][::every]
+    for case in chosen:
+        with as_exact_as_float32():
+            difference = fused.check(case, implementation)
+        if difference is not None:
+            return Outcome("wrong", difference.text)
+    return Outcome("right", f"{len(chosen)} programs of 131,072 rows")
+
+
+def known_miscompilation(name: str) -> Outcome:
+    """A program that some release compiled wrongly."""
+    with as_exact_as_float32():
+        wrong = fused.probe(name)
+    return Outcome("right", "compiled right") if wrong is None else Outcome("wrong", wrong)
 
 
 # --- Pooling ----------------------------------------------------------------------------------------------------------
