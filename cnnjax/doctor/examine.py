@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cnnjax.doctor import machine, remembered
+from cnnjax.doctor import machine
 from cnnjax.doctor.checks import Check, Outcome, all_checks
+from cnnjax.training import doubts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ def examine(
         results[check.name] = {**outcome._asdict(), "seconds": round(seconds, 1)}
         after(check.name, outcome, seconds)
     report = Report(found, results)
-    remembered.remember(report.failed)
+    doubts.remember(report.failed)
     return report
 
 

@@ -22,9 +22,8 @@ import numpy as np
 from cnnjax import data as datasets
 from cnnjax import models
 from cnnjax.analysis import pictures
-from cnnjax.doctor import remembered
 from cnnjax.ops.errors import InputError
-from cnnjax.training import ambient, checkpoint, contract, metrics, processes, rundir
+from cnnjax.training import ambient, checkpoint, contract, doubts, metrics, processes, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
@@ -123,7 +122,7 @@ def train(
             processes.from_first(lambda: _check_same_settings(workdir))
         # Wrong names are found before anything slow or lasting.
         mesh = meshes.make_mesh(config.run.devices, config.run.mesh)
-        if (doubt := remembered.warning()) is not None:
+        if (doubt := doubts.warning()) is not None:
             report.warn(doubt)
         meshes.check_batch(config.train.batch_size, mesh, config.train.microbatches)
         make_optimizer(config.optimizer, 1)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cnnjax import cli, ops, releases
-from cnnjax.doctor import checks, examine, machine, remembered
+from cnnjax.doctor import checks, examine, machine
 from cnnjax.ops import conv as convolutions
 from cnnjax.ops import max_pool
-from cnnjax.training import Config, Data, Model, Train, train
+from cnnjax.training import Config, Data, Model, Train, doubts, train
 from cnnjax.training.report import Report
 
 
@@ -182,18 +182,18 @@ def test_a_check_that_breaks_is_wrong():
 
 def test_runs_warn_of_what_the_doctor_found(tmp_path, capsys, monkeypatch):
     config = Config(Model("fully_connected"), Data("digits", limit=64), train=Train(steps=1, epochs=None, batch_size=8))
-    assert remembered.warning() is None
+    assert doubts.warning() is None
     examine.examine(a_report(RIGHT, WRONG))
     train(config, tmp_path / "a", report=Report())
     text = capsys.readouterr().err
     assert "warning: cnnjax doctor found wrong values here on " in text
     assert ": check 1; results can't be trusted until it passes" in text
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_max_hlo_modules=1")  # other flags may have cured it
-    assert remembered.warning() is None
+    assert doubts.warning() is None
     monkeypatch.undo()
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
     examine.examine(a_report(RIGHT))
-    assert remembered.warning() is None
+    assert doubts.warning() is None
 
 
 def test_what_is_remembered_may_be_lost(cache):
@@ -201,7 +201,7 @@ def test_what_is_remembered_may_be_lost(cache):
     (file,) = (cache / "doctor").iterdir()
     for text in ("", "[]", '{"failed": 3}', "\0"):
         file.write_text(text)
-        assert remembered.warning() is None
+        assert doubts.warning() is None
 
 
 def test_machine():
