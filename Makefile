@@ -31,8 +31,9 @@ test: $(VENV)/.installed-$(EXTRAS)              ## the tests, some minutes on tw
 test-slow: $(VENV)/.installed-$(EXTRAS)         ## the tests that take longer
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-equivalence: $(VENV)/.installed-$(EXTRAS)       ## every convolution against its definition, in 3,000 cases
+equivalence: $(VENV)/.installed-$(EXTRAS)       ## every convolution against its definition, alone and in fused programs
 	$(BIN)/python tests/ops/equivalence.py --workers $(WORKERS) --write docs/equivalence.md
+	$(BIN)/python tests/ops/fused_programs.py --workers $(WORKERS) --write docs/equivalence.md
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m equivalence
 
 torture: $(VENV)/.installed                    ## runs killed and checkpoints damaged at random, nothing lost (15 minutes)

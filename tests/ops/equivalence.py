@@ -2,6 +2,8 @@
 
     python tests/ops/equivalence.py [--workers N] [--sets N] [--write docs/equivalence.md]
 
+Programs in which something follows the convolution are compared by `fused_programs.py`, which writes the end of that
+document.
 What is compared, and how near it has to be, is said in `DOCUMENT` below, which that command fills in.
 """
 
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where every product is as exact as its dtype
 
+import fused_programs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -384,7 +387,8 @@ def main() -> int:
         print(f"{len(wrong)} results are beyond their bounds", file=sys.stderr)
         return 1
     if arguments.write:
-        arguments.write.write_text(text)
+        fused = fused_programs.section_in(arguments.write)
+        arguments.write.write_text(f"{text}\n{fused}" if fused else text)
     return 0
 
 
