@@ -203,20 +203,20 @@ def default_precision() -> Outcome:
 
 # --- Programs of several operations -----------------------------------------------------------------------------------
 
-EVERY = {"auto": 5, "xla": 12}
-"""Every k-th of the programs of `fused.cases` is checked here; of the other implementations every 24th."""
+EVERY = {"auto": 10, "xla": 20}
+"""Every k-th of the programs of `fused.cases` is checked here; of the other implementations every 40th."""
 
 
 def fused_programs(implementation: str) -> Outcome:
     """One implementation under one `jit` with what networks put behind it, on whole numbers."""
-    every = EVERY.get(implementation, 24)
-    chosen = [case for case in fused.cases(sizes=(2**17,)) if implementation in fused.implementations(case)][::every]
+    every = EVERY.get(implementation, 40)
+    chosen = [case for case in fused.cases(sizes=(2**16,)) if implementation in fused.implementations(case)][::every]
     for case in chosen:
         with as_exact_as_float32():
             difference = fused.check(case, implementation)
         if difference is not None:
             return Outcome("wrong", difference.text)
-    return Outcome("right", f"{len(chosen)} programs of 131,072 rows")
+    return Outcome("right", f"{len(chosen)} programs of 65,536 rows")
 
 
 def known_miscompilation(name: str) -> Outcome:
