@@ -402,7 +402,7 @@ def _summary(argv: list[str]) -> None:
         ) from None
     if chosen.svg is not None:
         try:
-            chosen.svg.write_text(drawing.svg(found))
+            chosen.svg.write_text(drawing.svg(found), encoding="utf-8")
         except OSError as error:
             raise InputError(f"--svg: {chosen.svg} cannot be written: {error.strerror}") from None
     if chosen.depth is not None:

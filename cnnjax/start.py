@@ -1,17 +1,49 @@
 """The first moments of a command's process, before the imports that take seconds and start threads."""
 
+import os
+import resource
 import sys
+from typing import NoReturn
 
 from cnnjax import interrupts
 from cnnjax.memory import keep_freed_memory
 
+LEAST_FILES = 64
+"""Open files that a process needs: libraries, data, checkpoints written by several threads."""
+
 
 def begin() -> None:
-    """Sees to memory and to Ctrl-C, and imports JAX, which may refuse what the environment tells it: one line then."""
+    """Sees to streams, memory and Ctrl-C, and imports JAX, which may refuse what the environment says, in one line."""
+    open_streams()
     keep_freed_memory()
     interrupts.begin()
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < LEAST_FILES:
+        _refuse(f"open files are limited to {allowed} (ulimit -n), allowed: {LEAST_FILES} or more")
     try:
         import jax  # noqa: F401
-    except ValueError as error:  # "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'"
-        print(f"error: environment: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except (
+        ValueError,
+        ImportError,
+        OSError,
+        MemoryError,
+    ) as error:  # "invalid truth value 'maybe' ..."
+        _refuse(f"JAX can't be imported: {' '.join(str(error).split())}")
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"error: environment: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
+def open_streams() -> None:
+    """Gives standard streams that are closed (`>&-`) the place where nothing is kept.
+
+    The next files that are opened would take their numbers, and with them what libraries write to standard error.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is this one
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115  (as long as the process)

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "models": {"ops"},
     "data": {"ops"},
     "analysis": {"ops", "models", "data", "terminal"},
-    "training": {"ops", "models", "data", "analysis", "terminal", "interrupts"},
+    "training": {"ops", "models", "data", "analysis", "terminal", "interrupts", "start"},
     "doctor": {"ops", "models", "data", "training", "terminal", "releases"},
     "studies": {"ops", "models", "data", "analysis", "training", "terminal"},
     "cli": {"ops", "models", "data", "analysis", "training", "doctor", "studies", "terminal", "interrupts"},

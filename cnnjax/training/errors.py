@@ -23,8 +23,6 @@ def explained(error: BaseException) -> str | None:
             f"out of memory: {said or 'of the host'}; less is taken by --train.microbatches, by a smaller "
             f"--train.batch-size or --run.eval-batch-size, and by a smaller network or image (what was saved is kept)"
         )
-    if isinstance(error, RuntimeError) and "Unable to initialize backend" in said:
-        return f"no device: {said} ($JAX_PLATFORMS says where JAX looks for devices, such as cpu)"
     if isinstance(error, RuntimeError) and "can't start new thread" in said:
         return f"{said}: the system allows this process no more of them (see ulimit -u)"
     return None

@@ -15,12 +15,14 @@ import tokenize
 from collections.abc import Generator, Sequence
 from typing import Annotated, Any
 
+import jax
 import tyro
 
-from cnnjax import interrupts
+from cnnjax import interrupts, start
 from cnnjax.ops.errors import InputError
 from cnnjax.terminal import one_line, say, width_of
 from cnnjax.training import config as configs
+from cnnjax.training import mesh as meshes
 from cnnjax.training import options, processes
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError, explained
@@ -64,6 +66,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
     """
     path = pathlib.Path(file)
     if argv is None:  # a command of its own
+        start.open_streams()
         interrupts.begin()
     argv = list(sys.argv[1:] if argv is None else argv)
     with interrupts.obeyed(), exit_status() as status:
@@ -76,6 +79,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
             workdir = pathlib.Path("runs") / path.stem / _folder_name(config, path, arguments)
         configs.check(chosen)
         processes.join(chosen.distributed)
+        meshes.visible()
         report = Report(quiet=not processes.is_first())
         result = train(
             chosen,
@@ -89,7 +93,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
             report=report,
         )
         report.result(result, workdir)
-    if status.value and processes.several():
+    if status.value and jax.distributed.is_initialized():  # the others may never come to the usual way's end
         processes.leave(status.value)
     return status.value
 

@@ -13,6 +13,7 @@ convolutions need of their neighbours. What is computed is the same on every mes
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,24 @@ LEAST_DIVIDED = 4096
 they take."""
 
 
+def visible() -> list[jax.Device]:
+    """The devices that JAX sees.
+
+    Raises:
+      InputError: it sees none where the environment tells it to look.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for platforms whose plugin is not installed
+        names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")
+        told = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+        said = " ".join(str(error).partition("\n")[0].split()) or "no such platform is installed"
+        raise InputError(
+            f"devices: {f'received {told}' if told else 'JAX finds none'}: {said.partition(' (set JAX_')[0]}; allowed: "
+            f"JAX_PLATFORMS=cpu, or unset for what there is"
+        ) from error
+
+
 def make_mesh(devices: int | None = None, axes: Mapping[str, int] | None = None, *, among: Any = None) -> Mesh:
     """A mesh over the first `devices` devices.
 
@@ -48,7 +67,7 @@ def make_mesh(devices: int | None = None, axes: Mapping[str, int] | None = None,
     Raises:
       InputError: there are not that many devices, or the axes do not multiply to them.
     """
-    available = list(jax.devices() if among is None else among)
+    available = list(visible() if among is None else among)
     if devices is not None and devices > len(available):
         raise InputError(f"run.devices: received {devices}, allowed: 1 to {len(available)} (the devices JAX sees)")
     if devices is not None and devices < len(available) and jax.process_count() > 1 and among is None:

@@ -400,7 +400,8 @@ class MetricsFile:
         files.replace(path, "".join(map(_line, self.rows)))
         self._seen = {(row["step"], row["split"]) for row in self.rows}
         self._hash = hashlib.sha256("".join(map(_line, self.rows)).encode())
-        self._file = open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC), "a")  # noqa: SIM115
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115
         self._path = path
 
     def mark(self) -> Mark:

@@ -1,0 +1,91 @@
+"""What a command's process sees to first: streams that are closed, and an environment that can't be."""
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from cnnjax import start
+from cnnjax.ops.errors import InputError
+from cnnjax.training import mesh
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+PROGRAM = """
+import os, sys
+from cnnjax.start import open_streams
+open_streams()
+print("out")
+print("err", file=sys.stderr)
+sys.stdin.read()
+os.write(2, b"of a library")
+with open(sys.argv[1], "w") as file:
+    file.write(f"mine {file.fileno() > 2}")
+"""
+
+
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere_and_into_no_file(closed, tmp_path):
+    path = tmp_path / "file"
+    command = f'exec "$0" -c "$1" "$2" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, PROGRAM, str(path)],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert path.read_text() == "mine True"
+    assert done.stdout == ("" if " >&-" in f" {closed}" else "out\n")
+    assert done.stderr == ("" if "2>&-" in closed else "err\nof a library")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JAX_ENABLE_X64", "maybe"), ("JAX_DEFAULT_PRNG_IMPL", "nonsense"), ("JAX_NUM_CPU_DEVICES", "abc")],
+)
+@pytest.mark.parametrize("command", ["cnnjax", "experiments.quickstart"])
+def test_values_that_jax_does_not_take(name, value, command):
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=ROOT, env=os.environ | {name: value}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: environment: JAX can't be imported: ")
+    assert value in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_few_open_files(monkeypatch, capsys):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (16, 16))
+    monkeypatch.setattr(start.interrupts, "begin", lambda: None)
+    monkeypatch.setattr(start, "keep_freed_memory", lambda: None)
+    with pytest.raises(SystemExit) as stopped:
+        start.begin()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: environment: open files are limited to 16 (ulimit -n), allowed: 64 or more\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("Unable to initialize 'tpux': not known (set JAX_PLATFORMS='' ...)"),
+            "not known; allowed",
+        ),
+        (AssertionError(), "no such platform is installed; allowed"),
+    ],
+)
+def test_platforms_that_are_not_there(monkeypatch, error, words):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpux")
+    with pytest.raises(InputError, match=r"^devices: received JAX_PLATFORMS=tpux") as raised:
+        mesh.visible()
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
