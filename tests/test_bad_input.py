@@ -71,7 +71,7 @@ CASES = [
     Case("a size without channels", "summary resnet18 --input 32,32", ("input", "(32, 32)", "positive integers")),
     Case("a size of nothing", "summary resnet18 --input 0,32,3", ("input", "(0, 32, 3)", "positive integers")),
     Case("a size too small", "summary vgg11 --input 31,31,3", ("31x31", "32x32 or larger")),
-    Case("a field of another type", "summary resnet18 --fields widths=3", ("resnet18", "made with", "widths")),
+    Case("a field of another type", "summary resnet18 --fields widths=3", ("widths", "received 3", "allowed: a tuple")),
     Case("a size beyond measure", "summary resnet18 --input 99999999999999999999,3,3", ("input", "99999999999")),
     Case("no depth", "summary vgg11 --depth 0", ("--depth", "received 0", "1 or more")),
     Case("a drawing that can't be written", "summary lenet5 --svg {nowhere}/a.svg", ("--svg", "{nowhere}", "written")),

@@ -10,9 +10,11 @@ To add one, write a Linen module with `__call__(self, x, *, train=False)` and th
 `param_dtype`, and put it in `MODELS` under its name.
 """
 
+import contextlib
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,12 +39,13 @@ from cnnjax.models import (
     zfnet,
 )
 from cnnjax.models.about import ABOUT, About
+from cnnjax.models.fields import check_fields
 from cnnjax.models.intermediates import features as features
 from cnnjax.models.weights import load_safetensors as load_safetensors
 from cnnjax.models.weights import save_safetensors as save_safetensors
 from cnnjax.models.weights import to_torch as to_torch
 from cnnjax.ops import avg_pool, conv_implementation, max_pool
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, short_repr, unknown
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fully_connected": baselines.FullyConnected,
@@ -85,6 +88,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet152_v2": preact_resnet.resnet152_v2,
     "resnext50_32x4d": resnext.resnext50_32x4d,
     "resnext101_32x8d": resnext.resnext101_32x8d,
+    "resnext101_64x4d": resnext.resnext101_64x4d,
     "wide_resnet50_2": wide_resnet.wide_resnet50_2,
     "wide_resnet101_2": wide_resnet.wide_resnet101_2,
     "cifar_resnet20": resnet.cifar_resnet20,
@@ -132,7 +136,7 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
 POOLS: dict[str, Callable[..., Any]] = {"avg": avg_pool, "max": max_pool}
 NORMS: dict[str, Callable[..., Any]] = {
     "batch": layers.BatchNorm,
-    "group": layers.group_norm,
+    "group": layers.group_norm,  # of 16 channels a group; "group32", or with any other number, has that many groups
     "layer": functools.partial(nn.LayerNorm, epsilon=1e-5),
     "none": layers.Bias,
 }
@@ -150,8 +154,8 @@ def create(name: str, **fields: Any) -> nn.Module:
     Args:
       name: one of `names()`.
       fields: fields of the model. For `act`, `pool`, `norm`, `conv` and the types a name will do: `act="relu"`,
-        `pool="max"`, `norm="group"`, `conv="im2col"`, `conv="winograd:xla"` (where Winograd can't, XLA's),
-        `dtype="bfloat16"`.
+        `pool="max"`, `norm="group"` (16 channels a group), `norm="group32"` (32 groups), `conv="im2col"`,
+        `conv="winograd:xla"` (where Winograd can't, XLA's), `dtype="bfloat16"`. Lists stand for tuples.
 
     Returns:
       A `flax.linen.Module`, without variables: `model.init(key, x)` makes them, `model.apply(variables, x)` uses them.
@@ -164,18 +168,13 @@ def create(name: str, **fields: Any) -> nn.Module:
     accepted = inspect.signature(MODELS[name]).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for field, value in fields.items():
+        short_repr(value)  # whoever refuses a value can print it
         if field in ("parent", "name") or not (open_ended or field in accepted):
             allowed = [f for f, p in accepted.items() if f not in ("parent", "name") and p.kind is not p.VAR_KEYWORD]
             raise unknown(f"field of {name}", field, allowed)
         default = accepted[field].default if field in accepted else None
-        # Of a field that also takes names, such as `remat`, the model itself checks them.
-        switch = isinstance(default, bool) and accepted[field].annotation != bool | str
-        if switch and not isinstance(value, bool):
-            raise InputError(f"{field}: received {value!r}; allowed: True or False")
         fields[field] = _by_name(field, value, default)
-    classes = fields.get("num_classes", 1)
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
-        raise InputError(f"num_classes: received {classes!r}; allowed: an integer, 0 (for features) or more")
+    fields = check_fields(MODELS[name], fields)
     try:
         model = MODELS[name](**fields)
     except (TypeError, AttributeError) as error:  # a value of a type that the model can't check itself with
@@ -203,12 +202,18 @@ def _by_name(field: str, value: Any, default: Any) -> Any:
         return value
     if field == "norm" and value == "none" and default is None:  # what is normalised there has biases already
         return None
+    if field == "norm" and isinstance(value, str) and re.fullmatch(r"group[1-9][0-9]{0,5}", value):
+        return functools.partial(nn.GroupNorm, num_groups=int(value.removeprefix("group")), epsilon=1e-5)
     kind, choices = _NAMED[field]
     if isinstance(value, str) and value in choices:
         return choices[value]
-    if not callable(value) and value not in choices.values():  # jnp.dtype("float32") is not callable
-        raise unknown(kind, value, choices)
-    return value
+    if choices is DTYPES:
+        with contextlib.suppress(TypeError):  # of what is no type
+            if value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating):
+                return value
+    elif callable(value):
+        return value
+    raise unknown(kind, value, choices)
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -188,6 +188,14 @@ ABOUT: dict[str, About] = {
         *_XIE,
         "ImageNet, 79.31 % top-1 (torchvision)",
     ),
+    "resnext101_64x4d": About(
+        _IMAGENET,
+        83_455_272,
+        15_460_270_080,
+        "ResNeXt-101, 64 groups of 4",
+        *_XIE,
+        "ImageNet, 83.25 % top-1 (torchvision)",
+    ),
     "wide_resnet50_2": About(
         _IMAGENET,
         68_883_240,

@@ -5,8 +5,9 @@ feature]; a dense kernel is [feature, input] there and [input, feature] here. Py
 and this library position by position, so that the first dense layer after a map has its inputs in another order.
 
 What agrees with torchvision's networks of the same name: alexnet_torchvision, vgg11 to vgg19 with and without _bn,
-googlenet_torchvision, resnet18 to resnet152, resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, wide_resnet101_2,
-densenet121 to densenet201. The others of these families take the same names where they have the same layers.
+googlenet_torchvision, resnet18 to resnet152, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, wide_resnet50_2,
+wide_resnet101_2, densenet121 to densenet201. The others of these families take the same names where they have the same
+layers.
 """
 
 import argparse

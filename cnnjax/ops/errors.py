@@ -24,10 +24,40 @@ def unknown(kind: str, received: object, allowed: Iterable[str]) -> InputError:
       allowed: every name that would have been right.
     """
     allowed = list(allowed)
-    in_lower_case = {name.lower(): name for name in allowed}
-    nearest = difflib.get_close_matches(str(received).lower(), in_lower_case, n=1, cutoff=0.5)
-    hint = f"did you mean {in_lower_case[nearest[0]]!r}? " if nearest else ""
-    return InputError(f"unknown {kind} {received!r}: {hint}allowed: {', '.join(allowed)}")
+    nearest = near(str(received), allowed)
+    hint = f"did you mean {nearest!r}? " if nearest else ""
+    return InputError(f"unknown {kind} {short_repr(received)}: {hint}allowed: {', '.join(allowed)}")
+
+
+def near(received: str, allowed: Iterable[str]) -> str | None:
+    """The name among `allowed` that was perhaps meant, if one is near.
+
+    A name is near that differs by a few slips of the finger, or by something left out or put in at its ends; one that
+    shares no more than a part, as "efficientnet_b0" and "densenet121" do, is not.
+    """
+    by_name = {name.lower(): name for name in allowed}
+    text = str(received).lower()
+    begun = [name for name in by_name if len(text) >= 3 and name.startswith(text)]
+    continued = [name for name in by_name if len(name) >= 3 and text.startswith(name)]
+    few = 0.6 if len(text) <= 3 else 0.75  # one letter of three is more of the whole
+    for names, cutoff in ((begun, 0.4), (by_name, few), (continued, 0.4)):
+        found = difflib.get_close_matches(text, names, n=1, cutoff=cutoff)
+        if found:
+            return by_name[found[0]]
+    return None
+
+
+def short_repr(value: object) -> str:
+    """`repr` on one line of at most 80 characters.
+
+    Raises:
+      InputError: it has a number with more digits than Python prints.
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        raise InputError("received a number of thousands of digits; allowed: fewer") from None
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def as_array(name: str, value: ArrayLike) -> Array:

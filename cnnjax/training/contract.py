@@ -1,7 +1,9 @@
 """What training asks of a network and a loss, proved by abstract evaluation before the first step."""
 
 import inspect
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.errors
@@ -9,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnnjax.models import count_parameters
+from cnnjax.models.fields import tracing
 from cnnjax.models.layers import refuse_lone_values
 from cnnjax.ops.errors import InputError
 from cnnjax.ops.primitives import as_primitives
@@ -27,7 +31,8 @@ def first_state(config: Config, model: nn.Module, init: Callable[[jax.Array], Tr
       key: typed PRNG key.
 
     Raises:
-      InputError: the network can't be initialised as training does it, or fields from the command line don't fit.
+      InputError: the network can't be initialised as training does it, its fields don't fit each other, or there is
+        less memory than its parameters and the optimizer's state need.
     """
     if "train" not in (parameters := inspect.signature(type(model).__call__).parameters) and not any(
         p.kind is p.VAR_KEYWORD for p in parameters.values()
@@ -35,13 +40,27 @@ def first_state(config: Config, model: nn.Module, init: Callable[[jax.Array], Tr
         raise InputError(
             f"model {config.model.name}: its __call__ takes no `train`; expected: __call__(self, x, *, train=False)"
         )
-    try:
-        return _in_training(config, lambda: jax.eval_shape(init, key))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError) or not config.model.fields:
-            raise
-        given = ", ".join(f"{name}={value}" for name, value in config.model.fields.items())
-        raise InputError(f"model.fields: {config.model.name} can't be built with {given}: {error}") from error
+    with tracing(model, config.model.fields):
+        state = _in_training(config, lambda: jax.eval_shape(init, key))
+    needed, there = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)), memory(jax.devices())
+    if needed > there:
+        parameters = count_parameters(state.variables)
+        raise InputError(
+            f"model {config.model.name}: its {parameters:,} parameters and the optimizer's state "
+            f"need {needed / 2**30:,.1f} GiB; allowed: less than the {there / 2**30:,.1f} GiB that there are"
+        )
+    return state
+
+
+def memory(devices: Sequence[jax.Device]) -> float:
+    """Bytes of memory of the devices together, infinity where they don't say. Those of a CPU share the machine's."""
+    if devices[0].platform == "cpu":
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):  # not on this system
+            return math.inf
+    limits = [(device.memory_stats() or {}).get("bytes_limit", math.inf) for device in jax.local_devices()]
+    return sum(limits) / len(limits) * len(devices)
 
 
 def check(

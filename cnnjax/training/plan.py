@@ -23,6 +23,7 @@ import numpy as np
 
 from cnnjax import data as datasets
 from cnnjax.analysis.summary import summarize
+from cnnjax.models.fields import tracing
 from cnnjax.ops.auto import compiling_for
 from cnnjax.ops.errors import InputError
 from cnnjax.training import ambient, feed
@@ -139,7 +140,8 @@ def lower_step(config: Config, images: Images, devices: Sequence[Any]) -> jax.st
     preprocess = Preprocess.of(config.data, mean, std, jnp.dtype(config.train.dtype))
     step = make_step(config, model, optimizer, preprocess, mesh)
     with compiling_for(devices[0].platform), ambient.pinned(double=config.train.dtype == "float64"):
-        shapes = jax.eval_shape(init, ambient.key(0))
+        with tracing(model, config.model.fields):
+            shapes = jax.eval_shape(init, ambient.key(0))
         placement = meshes.state_shardings(shapes, mesh)
         place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         state, size = jax.tree.map(place, shapes, placement), config.train.batch_size

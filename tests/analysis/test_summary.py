@@ -24,8 +24,9 @@ def summary_of(name, **fields):
 PUBLISHED = {
     "alexnet_torchvision": 0.714, "vgg11": 7.609, "vgg13": 11.308, "vgg16": 15.47, "vgg16_bn": 15.47, "vgg19": 19.632,
     "googlenet_torchvision": 1.498, "resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801,
-    "resnet152": 11.514, "resnext50_32x4d": 4.23, "resnext101_32x8d": 16.414, "wide_resnet50_2": 11.398,
-    "wide_resnet101_2": 22.753, "densenet121": 2.834, "densenet161": 7.728, "densenet169": 3.36, "densenet201": 4.291,
+    "resnet152": 11.514, "resnext50_32x4d": 4.23, "resnext101_32x8d": 16.414, "resnext101_64x4d": 15.46,
+    "wide_resnet50_2": 11.398, "wide_resnet101_2": 22.753,
+    "densenet121": 2.834, "densenet161": 7.728, "densenet169": 3.36, "densenet201": 4.291,
 }  # fmt: skip
 
 

@@ -130,6 +130,7 @@ def test_bfloat16_compute_with_float32_parameters_gives_finite_gradients(name, f
         ("lenet5_modern", {"act": "tanh", "pool": "avg"}, 61_706),
         ("cs231n_cifar10", {"pool": "avg", "act": "gelu"}, 6_440),
         ("cifar_resnet20", {"norm": "group"}, 269_722),
+        ("cifar_resnet20", {"norm": "group8"}, 269_722),
         ("cifar_resnet20", {"norm": "layer"}, 269_722),
         # A bias is half of a batch norm: 16 x 7 + 32 x 6 + 64 x 6 scales are gone.
         ("cifar_resnet20", {"norm": "none"}, 269_722 - 688),
@@ -143,6 +144,31 @@ def test_bfloat16_compute_with_float32_parameters_gives_finite_gradients(name, f
 )
 def test_one_line_ablations(name, fields, count):
     assert models.count_parameters(shapes(name, **fields)) == count
+
+
+def test_group_norm_by_the_number_of_groups(x64):
+    """ "group32" is PyTorch's GroupNorm(32, channels); "group" has 16 channels a group, which is another function."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3, 64)))
+
+    class Net(nn.Module):
+        norm: str
+
+        @nn.compact
+        def __call__(self, x):
+            return models._by_name("norm", self.norm, None)(name="norm")(x)
+
+    def normalized(name):
+        return Net(name).apply(Net(name).init(jax.random.key(0), x), x)
+
+    def by_hand(groups):
+        parts = np.asarray(x).reshape(2, 9, groups, -1)
+        centred = parts - parts.mean((1, 3), keepdims=True)
+        return (centred / np.sqrt(parts.var((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+
+    np.testing.assert_allclose(normalized("group32"), by_hand(32), atol=1e-6)
+    np.testing.assert_allclose(normalized("group"), by_hand(4), atol=1e-6)
+    with pytest.raises(InputError, match="unknown norm 'group0': did you mean 'group'"):
+        models.create("resnet18", norm="group0")
 
 
 def test_users_add_a_model_by_putting_it_in_the_dict(monkeypatch):
@@ -215,6 +241,10 @@ def test_intermediates_of_resnet50_have_the_published_shapes():
     [
         (lambda: models.create("lenet"), "unknown model 'lenet': did you mean 'lenet5'?"),
         (lambda: models.create("cifar_resnet21"), "did you mean 'cifar_resnet"),
+        (lambda: models.create("resnext"), "unknown model 'resnext': did you mean 'resnext50_32x4d'?"),
+        (lambda: models.create("efficientnet_b0"), "unknown model 'efficientnet_b0': allowed: alexnet"),
+        (lambda: models.create("vit_b_16"), "unknown model 'vit_b_16': allowed: alexnet"),
+        (lambda: models.create("lenet5", act="mish"), "unknown activation 'mish': allowed: elu"),
         (
             lambda: models.create("lenet5", acct="relu"),
             "unknown field of lenet5 'acct': did you mean 'act'? allowed: num_",
@@ -246,7 +276,7 @@ def test_intermediates_of_resnet50_have_the_published_shapes():
         (lambda: models.create("googlenet", remat=None), "remat: received None; allowed: True, False"),
         (lambda: models.create("densenet121", remat="True"), "remat: received 'True'; allowed: True, False"),
         (lambda: models.create("resnet18", num_classes=True), "num_classes: received True"),
-        (lambda: models.create("resnet18", stage_sizes=5), "resnet18: can't be made with {'stage_sizes': 5}"),
+        (lambda: models.create("resnet18", stage_sizes=5), "stage_sizes: received 5; allowed: a tuple, each an"),
         (lambda: models.create("googlenet", stem="cifar"), "stem: received 'cifar'; allowed: a function"),
         (lambda: models.create("geron_fashion", dropout=1.5), "dropout: received 1.5"),
         (lambda: shapes("lenet5", (28, 28)), "received shape (1, 28, 28); allowed: 4 axes"),

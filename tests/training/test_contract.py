@@ -217,6 +217,24 @@ def test_batch_norm_says_so_by_itself_and_in_anyones_network():
         theirs.apply(variables, x, mutable=["batch_stats"])
 
 
+@pytest.mark.parametrize("fields", [{"num_classes": 10**12}, {"dense": (10**10,)}])
+def test_memory_that_can_not_be_had(fields, tmp_path):
+    """How much was wanted, and how much there is; before anything is allocated."""
+    cfg = dataclasses.replace(resnet({}), model=Model("fully_connected", fields))
+    with pytest.raises(
+        InputError, match=r"^model fully_connected: its [\d,]{15,} parameters and .* need [\d,]+\.\d GiB"
+    ):
+        train(cfg, tmp_path / "run", dataset=squares(8))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fields_that_do_not_fit_each_other(tmp_path):
+    cfg = dataclasses.replace(resnet({}), model=Model("cifar_resnet20", {"norm": "group3"}))
+    with pytest.raises(InputError, match=r"^model\.fields: ResNet can't be built with norm='group3': ") as caught:
+        train(cfg, tmp_path / "run", dataset=squares(8))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("fields", [{"dtype": "float16"}, {"param_dtype": "float16"}])
 def test_float16_is_refused(fields, tiny_config, tiny_data, tmp_path):
     """Gradients of float16 underflow without loss scaling, in silence."""
