@@ -4,7 +4,7 @@ cnnjax.ops       convolution and pooling, array in, array out
 cnnjax.models    published networks: `models.names()`, `models.create(name, **fields)`
 cnnjax.data      data sets, augmentation, the order of examples
 cnnjax.training  configuration, loop, checkpoints
-cnnjax.load      a run's network and parameters
+cnnjax.load      a run, to predict with: its network, parameters and preprocessing
 """
 
 import importlib

@@ -1,5 +1,6 @@
 """The `cnnjax` command."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -8,7 +9,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from cnnjax import interrupts
 from cnnjax.ops.errors import InputError, unknown
 from cnnjax.terminal import Column, listing, one_line, say, table, width_of
 from cnnjax.training import code
-from cnnjax.training.config import FIELDS, Config, eval_resize
+from cnnjax.training.config import FIELDS, Config
 from cnnjax.training.launch import docstring, exit_status, parse
 
 if TYPE_CHECKING:
@@ -111,15 +112,19 @@ def _run(argv: list[str]) -> int:
 
 
 def _open_run(run: pathlib.Path, best: bool, trust_code: bool) -> "LoadedRun":
-    """A run; what there is to warn of is a line each on standard error."""
-    from cnnjax.training import load_run
+    from cnnjax.training import load
 
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        loaded = load_run(run, best=best, trust_code=trust_code)
-    for warning in found:
-        say(f"warning: {one_line(str(warning.message))}", sys.stderr)
-    return loaded
+    return load(run, best=best, trust_code=trust_code)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Generator[None]:
+    """What a function warns of in Python is a line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        shown = lambda message, *_: say(f"warning: {one_line(str(message))}", sys.stderr)
+        warnings.showwarning = shown  # ty: ignore[invalid-assignment]
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,79 +158,19 @@ class _Evaluate:
 
 def _evaluate(argv: list[str]) -> None:
     chosen = parse(_Evaluate, argv, program="cnnjax evaluate", description="Accuracy of a run on a set of images.")
-    import jax
+    from cnnjax.training.evaluate import evaluate
 
-    from cnnjax.training import ambient, mesh, metrics, setup
-    from cnnjax.training.feed import evaluate_split, make_feed
-
-    run = _open_run(chosen.run, chosen.best, chosen.trust_code)
-    given = {name: value for name, value in dataclasses.asdict(chosen.data).items() if value is not None}
-    if chosen.data.name is not None:
-        given = {"raw_dir": None, "data_dir": None} | given  # the run's own folders hold its own set
-        if chosen.split != "validation":
-            given["validation"] = 0.0  # of a set that the run was not trained on, nothing has to be held out
-    config = dataclasses.replace(
-        run.config,
-        data=dataclasses.replace(run.config.data, **given),
-        train=dataclasses.replace(run.config.train, batch_size=1),  # no matter how few images there are to train on
-    )
-    splits, derived = setup.prepare(config, setup.load_data(config, chosen.split))
-    if chosen.split not in splits:
-        raise unknown("split", chosen.split, splits)
-    if derived.image_shape != run.derived.image_shape:
-        raise InputError(
-            f"data.name: images of {config.data.name} are {derived.image_shape}, allowed: {run.derived.image_shape}, "
-            f"as the run's"
-        )
-    examples = _labelled_as(run.derived, splits[chosen.split], derived, config.data.name)
-    with ambient.pinned(double=config.train.dtype == "float64"):
-        here = len(jax.devices())  # the run may have had more
-        devices = mesh.make_mesh(min(config.run.devices or here, here))
-        feed = make_feed(examples, devices, config.data)
-        sums, _ = evaluate_split(
-            run.variables,
-            feed,
-            model=run.model,
-            loss=metrics.make_loss(config.train.loss, 0.0),
-            preprocess=run.preprocess,
-            batch_size=config.run.eval_batch_size,
-        )
-    values = {
-        "step": run.step,
-        "data": config.data.name,
-        "split": chosen.split,
-        "examples": int(sums["count"]),
-        **metrics.averages(sums, run.derived.num_classes),
-    }
+    with _warnings_as_lines():
+        run = _open_run(chosen.run, chosen.best, chosen.trust_code)
+        values = evaluate(run, chosen.split, **dataclasses.asdict(chosen.data))
     if chosen.json:
         print(json.dumps(values))
         return
-    say(f"{chosen.run} at step {run.step:,} on {values['examples']:,} {chosen.split} images of {config.data.name}")
+    say(f"{chosen.run} at step {run.step:,} on {values['examples']:,} {chosen.split} images of {values['data']}")
     for name in ("accuracy", "top5"):
         if name in values:
             print(f"  {name:9} {values[name]:.2%}")
     print(f"  {'loss':9} {values['loss']:.4f}")
-
-
-def _labelled_as(run, examples, derived, name: str):
-    """The examples of the set `name` with the labels that its classes have in a run."""
-    import numpy as np
-
-    from cnnjax.data import Photos
-
-    if not run.classes or not derived.classes:
-        if derived.num_classes != run.num_classes or bool(run.classes) != bool(derived.classes):
-            raise InputError(f"data.name: labels of {name} are not of the kind that the run was trained on")
-        return examples
-    label = {class_name: i for i, class_name in enumerate(run.classes)}
-    for class_name in derived.classes:
-        if class_name not in label:
-            allowed = ", ".join(run.classes[:20]) + ", …" * (len(run.classes) > 20)
-            raise InputError(f"data.name: {name} has the class {class_name!r}, allowed: {allowed}")
-    order = np.array([label[class_name] for class_name in derived.classes], np.int32)
-    if isinstance(examples, Photos):
-        return examples.relabelled(order, run.classes)
-    return dataclasses.replace(examples, label=order[examples.label])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +178,7 @@ class _Predict:
     run: tyro.conf.Positional[pathlib.Path]
     """The run's folder."""
     images: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """Image files; each is resized, or cropped, as in the run's evaluation."""
+    """Image files, or folders of them; each is resized, or cropped, as in the run's evaluation."""
     top: int = 5
     """How many classes to name."""
     best: bool = False
@@ -246,41 +191,40 @@ class _Predict:
     """Print a JSON object an image."""
 
 
-def _predict(argv: list[str]) -> None:
+def _predict(argv: list[str]) -> int:
     chosen = parse(_Predict, argv, program="cnnjax predict", description="What a run says about image files.")
-    import jax
-    import numpy as np
-
-    from cnnjax import data
-    from cnnjax.training import ambient
+    from cnnjax.training import predict
 
     if not chosen.images:
         raise InputError("images: received none, allowed: one file or more")
     if chosen.top < 1:
         raise InputError(f"--top: received {chosen.top}, allowed: 1 or more")
-    run = _open_run(chosen.run, chosen.best, chosen.trust_code)
-    if not run.derived.classes:
+    files = predict.files_in(chosen.images)
+    with _warnings_as_lines():
+        run = _open_run(chosen.run, chosen.best, chosen.trust_code)
+    if not run.info.classes:
         raise InputError(f"{chosen.run}: predicts numbers, not classes")
-    # Every file is opened before the network starts: a wrong one is known at once.
-    if (crop := run.config.data.crop) is not None:
-        opened = functools.partial(data.open_photo, crop=crop, resize=eval_resize(run.config.data))
-    else:
-        opened = lambda path: data.open_image(path, *run.derived.image_shape, run.config.data.fit)
-    images = np.stack([opened(path) for path in chosen.images])
-    images = 255 - images if chosen.invert else images
-    with ambient.pinned(double=run.config.train.dtype == "float64"):
-        apply = jax.jit(lambda variables, images: run.model.apply(variables, run.preprocess(images), train=False))
-        probabilities = np.asarray(jax.nn.softmax(apply(run.variables, images)), np.float64)
-    names = run.derived.classes
-    for path, row in zip(chosen.images, probabilities, strict=True):
-        order = np.argsort(-row, kind="stable")[: chosen.top]
-        found = [(names[i] if i < len(names) else str(i), float(row[i])) for i in order]
+    failed = 0
+    for found in predict.predict_files(run, files, invert=chosen.invert):
+        if found.error:
+            if len(files) == 1:
+                raise InputError(found.error)
+            failed += 1
+            say(f"error: {one_line(found.error)}", sys.stderr)
+            continue
+        top = found.classes[: chosen.top]
         if chosen.json:
-            print(json.dumps({"image": str(path), "top": [{"class": name, "probability": p} for name, p in found]}))
+            print(json.dumps({"image": str(found.file), "top": [{"class": name, "probability": p} for name, p in top]}))
         else:
-            say(str(path))
-            for name, p in found:
+            say(str(found.file))
+            for name, p in top:
                 say(f"  {p:7.2%}  {name}")
+        if found.inverted:
+            way = "without --invert" if chosen.invert else "with --invert"
+            say(f"warning: {found.file} is unlike the training images, and like them {way}", sys.stderr)
+    if failed:
+        say(f"error: {failed} of {len(files)} images can't be read", sys.stderr)
+    return 1 if failed else 0
 
 
 # ---- models and data -----------------------------------------------------------------------------------------------

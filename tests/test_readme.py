@@ -142,9 +142,13 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
     ]
     assert set(variables["params"]) == {"kernel", "bias"}
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert models.count_parameters(scope["variables"]) == 61_706
-    assert scope["config"] == cnnjax.load("runs/first")[2]
-    assert scope["model"].apply(scope["variables"], np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
+    model, variables, config = scope["run"]
+    assert models.count_parameters(variables) == 61_706
+    assert config == cnnjax.load("runs/first").config
+    probabilities = scope["run"].predict(["IMAGE.png"])
+    assert probabilities.shape == scope["logits"].shape == (1, 10)
+    assert probabilities.argmax() == scope["logits"].argmax() == digits.test.label[0]
+    assert model.apply(variables, np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
 
 
 # ---- what it names -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ are opened by `open_photo_set` or `open_photos` and streamed by `photos.train_ba
 """
 
 from cnnjax.data import photos
-from cnnjax.data.arrays import Arrays, Dataset, channel_mean_std, check, held_out, sha256, split
+from cnnjax.data.arrays import Arrays, Dataset, brightness, channel_mean_std, check, held_out, sha256, split
 from cnnjax.data.images import open_image
 from cnnjax.data.order import batch_indices, eval_batches
 from cnnjax.data.photos import Photos, PhotoSet, open_photo, open_photo_set, open_photos
@@ -22,6 +22,7 @@ __all__ = [
     "PhotoSet",
     "Photos",
     "batch_indices",
+    "brightness",
     "channel_mean_std",
     "check",
     "eval_batches",

@@ -130,6 +130,11 @@ def _check_targets(where: str, label: np.ndarray, shape: tuple[int, ...]) -> Non
         raise InputError(f"{where}: the target of example {wrong[0]} is not finite: {label[wrong[0]]}")
 
 
+def brightness(image: np.ndarray) -> np.ndarray:
+    """The mean pixel of each image, in [0, 1]: float64 `[n]` of uint8 `[n, height, width, channels]`."""
+    return image.reshape(len(image), -1).mean(1, dtype=np.float64) / 255
+
+
 def sha256(dataset: Dataset) -> str:
     """A checksum of every image and label of `dataset`, in order."""
     digest = hashlib.sha256()

@@ -612,10 +612,15 @@ def _crop_and_resize(
 
 def _resize_and_crop(content: bytes, where: Callable[[], str], crop: int, resize: int) -> np.ndarray:
     """The centre of an encoded image, as `central_crop` says: uint8 `[crop, crop, 3]`."""
-    from PIL import Image
-
     # All of it is decoded and resized: resizing no more than the centre saves a tenth and rounds otherwise.
     pixels, _ = _decode(content, where, _jpeg_size(content))
+    return resize_and_crop(pixels, crop, resize)
+
+
+def resize_and_crop(pixels: np.ndarray, crop: int, resize: int) -> np.ndarray:
+    """The centre of an image uint8 `[height, width, 3]`, as `central_crop` says: uint8 `[crop, crop, 3]`."""
+    from PIL import Image
+
     longest = _LONGEST * min(pixels.shape[:2])
     top, left = (max(side - longest, 0) // 2 for side in pixels.shape[:2])
     pixels = np.ascontiguousarray(pixels[top : top + longest, left : left + longest])

@@ -285,7 +285,11 @@ def mse_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
 
 
-def map_loss(logits: jax.Array, labels: jax.Array, j: float = 1.0) -> jax.Array:
+NO_CLASS = 1.0
+"""The penalty j of "none of the classes" in equation 9, of which the paper gives no value."""
+
+
+def map_loss(logits: jax.Array, labels: jax.Array, j: float = NO_CLASS) -> jax.Array:
     """y_D + log(e^-j + sum_i e^-y_i), the terms of equation 9: the maximum a posteriori criterion.
 
     Besides pulling down the penalty of the true class it pushes up those of the others, so that centres that train

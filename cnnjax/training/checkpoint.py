@@ -19,7 +19,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -144,7 +144,11 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
 
 def _leaves(state: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+        if leaf is not ocp.PLACEHOLDER
+    }
 
 
 def read_manifest(directory: pathlib.Path, step: int) -> Manifest:
@@ -196,13 +200,14 @@ def _names(directory: pathlib.Path) -> list[str]:
         raise RunError(f"{directory}: no folder of checkpoints ({error.strerror})") from error
 
 
-def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
+def restore(directory: pathlib.Path, manifest: Manifest, target: Any, *, without: Sequence[str] = ()) -> Any:
     """The state saved in a checkpoint.
 
     Args:
       directory: of all checkpoints.
       manifest: of the one to restore, as `read_manifest` verified it.
       target: the state as `jax.ShapeDtypeStruct` leaves with shardings: structure and placement of the result.
+      without: attributes of the state that are not read; the leaves that they have in the result mean nothing.
 
     Raises:
       RunError: the checkpoint holds another structure, or leaves of other shapes or types.
@@ -215,12 +220,14 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any) -> Any:
                 f"{where} holds another network's state: {name} is {manifest.leaves.get(name, 'missing')}, "
                 f"this run's is {expected.get(name, 'missing')}"
             )
+    left_out = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, getattr(target, name)) for name in without}
+    wanted = dataclasses.replace(target, **left_out) if left_out else target
     try:
         with _literally(directory) as path:
-            state = ocp.load(f"{path}/{manifest.step}", target)
+            state = ocp.load(f"{path}/{manifest.step}", wanted)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
         raise RunError(f"{where} can't be restored: {_reason(error)}") from error
-    if _leaves(state) != expected:  # as when a float64 state is restored with 64-bit types switched off
+    if _leaves(state) != _leaves(wanted):  # as when a float64 state is restored with 64-bit types switched off
         raise RunError(f"{where} was not restored as it was saved: the types of its leaves changed")
     return state
 

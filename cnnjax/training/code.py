@@ -215,6 +215,13 @@ def _find(name: str, folder: str) -> importlib.machinery.ModuleSpec | None:
     return importlib.machinery.PathFinder.find_spec(name, above.submodule_search_locations)
 
 
+def is_ours(kind: Any) -> bool:
+    """Whether a network, a data set, or a function that makes one, is cnnjax's own."""
+    while isinstance(kind, functools.partial):
+        kind = kind.func
+    return str(getattr(kind, "__module__", "")).startswith("cnnjax.")
+
+
 def changed(old: Code, new: Code) -> list[str]:
     """What differs of two codes, a phrase for each file; a file that was only moved or renamed doesn't differ."""
     if sorted(old.values()) == sorted(new.values()):

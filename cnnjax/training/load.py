@@ -5,11 +5,14 @@ import functools
 import os
 import pathlib
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax import models
 from cnnjax.ops.errors import InputError
@@ -17,6 +20,7 @@ from cnnjax.training import ambient, checkpoint, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
+from cnnjax.training import predict as predicting
 from cnnjax.training.config import Config
 from cnnjax.training.errors import RunError
 from cnnjax.training.optimizer import make_optimizer
@@ -27,19 +31,71 @@ from cnnjax.training.step import Preprocess
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """A run's network with its parameters, and what was done to images before it saw them."""
+    """A run's network with its parameters, and all it takes to use them.
 
+    `model, variables, config = run` works too.
+    """
+
+    folder: pathlib.Path
+    """Where it was loaded from."""
     model: nn.Module
     variables: dict[str, Any]
+    """What `model.apply` takes: the moving averages, where the run keeps them."""
     config: Config
-    derived: Derived
+    info: Derived
+    """What the configuration leaves to the data: classes, image shape, mean and standard deviation of the channels."""
     step: int
-    preprocess: Preprocess
+    """The training step that the variables are of."""
+    normalize: Preprocess
+    """From uint8 [n, height, width, channels] of the run's size to what the network sees."""
     not_executed: str | None
     """Which experiment's file, and why, was not executed, which may define the data; None where it was."""
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.variables, self.config))
 
-def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = False) -> LoadedRun:
+    def __getitem__(self, index: int) -> Any:
+        return (self.model, self.variables, self.config)[index]
+
+    def preprocess(self, images: Any) -> jax.Array:
+        """What `model.apply` takes: images resized or cropped as in the run's evaluation, and normalized.
+
+        Args:
+          images: files, or arrays uint8 of any size (`cnnjax.training.predict.as_images`). In a function that JAX
+            traces, uint8 [n, height, width, channels] of the run's size.
+
+        Returns:
+          real numbers [n, height, width, channels].
+
+        Raises:
+          InputError: something is no image, or its pixels are not uint8 (numbers in [0, 1] are no pixels).
+        """
+        if isinstance(images, jax.core.Tracer):
+            if images.dtype != jnp.uint8 or images.shape[1:] != self.info.image_shape:
+                raise InputError(
+                    f"images: received {images.dtype}{list(images.shape)}, allowed: uint8 of {self.info.image_shape}"
+                )
+            return self.normalize(images)
+        return self.normalize(jnp.asarray(predicting.as_images(images, self.config.data, self.info.image_shape)))
+
+    def predict(self, images: Any) -> np.ndarray:
+        """The probability of each class, float64 [n, classes], or the outputs where the run predicts real numbers.
+
+        Args:
+          images: files, or arrays uint8 of any size (`cnnjax.training.predict.as_images`).
+
+        Raises:
+          InputError: something is no image, or its pixels are not uint8.
+        """
+        return predicting.predict(self, images)
+
+    @functools.cached_property
+    def apply(self) -> Callable[[Any, Any], jax.Array]:
+        """The compiled network: (variables, uint8 [n, height, width, channels] of the run's size) to [n, outputs]."""
+        return jax.jit(lambda variables, images: self.model.apply(variables, self.normalize(images), train=False))
+
+
+def load(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = False) -> LoadedRun:
     """Loads a run without its data and without changing anything in its folder.
 
     The experiment's file, which may define the network, is executed where it is the one the run was made with (by its
@@ -51,7 +107,7 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: boo
       trust_code: executes the experiment's file whatever it is and wherever it lies.
 
     Returns:
-      The network, its variables and how it is used.
+      The network, its variables, and `preprocess` and `predict`, which take images as the run's evaluation does.
 
     Raises:
       InputError: the folder holds no run, or its network is defined in a file that is not executed.
@@ -65,7 +121,7 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: boo
     not_executed = _execute(record, run_dir, trust_code)
     if not_executed:
         network = models.MODELS.get(config.model.name)
-        if network is None or not (trust_code or _is_ours(network)):
+        if network is None or not (trust_code or codes.is_ours(network)):
             raise InputError(f"{run_dir}: its network {config.model.name!r} was defined in {not_executed}")
         warnings.warn(f"{run_dir} was made by {not_executed}", stacklevel=2)
     derived = configs.from_dict(Derived, record["derived"])
@@ -80,25 +136,10 @@ def load_run(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: boo
             run_dir, directory, target, record | {"what": record["what"] | configs.what(config)}, best
         )
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
-    return LoadedRun(model, state.evaluated, config, derived, manifest.step, preprocess, not_executed)
+    return LoadedRun(run_dir, model, state.evaluated, config, derived, manifest.step, preprocess, not_executed)
 
 
-def load(
-    run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = False
-) -> tuple[nn.Module, dict[str, Any], Config]:
-    """The network, variables and configuration of a run: `model.apply(variables, x)` gives logits.
-
-    Args:
-      run_dir: the run's folder.
-      best: the parameters that were best by validation, in place of the final ones.
-      trust_code: executes the experiment's file whatever it is and wherever it lies.
-
-    Raises:
-      InputError: the folder holds no run, or its network is defined in a file that is not executed.
-      RunError: no checkpoint is intact.
-    """
-    run = load_run(run_dir, best=best, trust_code=trust_code)
-    return run.model, run.variables, run.config
+load_run = load
 
 
 def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) -> str | None:
@@ -119,22 +160,17 @@ def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) ->
     return f"{file}, and {reason} (launched from where it is now, with --workdir {run_dir}, it is found again)"
 
 
-def _is_ours(kind: Any) -> bool:
-    """Whether a network, or a function that makes one, is cnnjax's own."""
-    while isinstance(kind, functools.partial):
-        kind = kind.func
-    return str(getattr(kind, "__module__", "")).startswith("cnnjax.")
-
-
 def _restore(
     run_dir: pathlib.Path, directory: pathlib.Path, target: TrainState, record: dict[str, Any], best: bool
 ) -> tuple[checkpoint.Manifest, TrainState]:
-    """A checkpoint and its state; another one where a run that is being trained removes it meanwhile."""
+    """A checkpoint, and what is used of its state; another one where a run in training removes it meanwhile."""
+    # The optimizer's state is twice the parameters, and nothing here needs it.
+    unused = ("params", "batch_stats") if target.ema else ("ema",)
     while True:
         manifest = _choose(directory, best)
         try:
             rundir.check_owner(manifest, directory, record)
-            state = checkpoint.restore(directory, manifest, target)
+            state = checkpoint.restore(directory, manifest, target, without=("step", "key", "opt_state", *unused))
         except RunError:
             if _is_there(directory, manifest.step):
                 raise

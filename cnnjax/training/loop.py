@@ -539,7 +539,7 @@ def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
     configs.from_dict(Derived, before, "derived")
     for name, value in json.loads(json.dumps(dataclasses.asdict(derived))).items():
         # Where files lie may change, and so may the number of steps; what is in them may not.
-        if name not in ("steps", "provenance") and before.get(name) != value:
+        if name not in ("steps", "provenance", "brightness") and before.get(name) != value:
             raise InputError(
                 f"data: {name} is {value}, but was {before.get(name)} when {workdir} was begun; other data need "
                 f"another workdir"

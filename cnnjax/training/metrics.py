@@ -1,6 +1,6 @@
 """Losses and metrics. Metrics are sums and counts, so that batches of any size and mask add up exactly."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,39 @@ LOSSES: dict[str, Loss] = {
     "squared_error": squared_error,
     "lenet5_map": lenet.map_loss,
     "lenet5_mse": lenet.mse_loss,
+}
+
+
+def probabilities(loss: str, outputs: np.ndarray) -> np.ndarray:
+    """The probability of each class that a network's outputs stand for, by the loss that it was trained with.
+
+    Losses of other names, which are a user's own, are taken for losses of logits.
+
+    Args:
+      loss: its name.
+      outputs: [n, classes].
+
+    Returns:
+      float64 [n, classes]. Rows sum to 1, but for `lenet5_map` and `lenet5_mse`, where the rest is the probability of
+      none of the classes, and `squared_error`.
+    """
+    return _PROBABILITIES.get(loss, _softmax)(np.asarray(outputs, np.float64))
+
+
+def _softmax(logits: np.ndarray, more: Sequence[float] = ()) -> np.ndarray:
+    """exp(logits) over its sum, to which exp of `more` is added."""
+    extended = np.concatenate([logits, np.broadcast_to(np.asarray(more, np.float64), (len(logits), len(more)))], -1)
+    exponentials = np.exp(extended - extended.max(-1, keepdims=True))
+    return (exponentials / exponentials.sum(-1, keepdims=True))[:, : logits.shape[-1]]
+
+
+_PROBABILITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "cross_entropy": _softmax,
+    # Least for the mean of the one-hot target, which is the probability of each class.
+    "squared_error": lambda outputs: outputs.clip(0, 1),
+    # Equation 9 of the paper: the outputs are -y_i, and none of the classes has the penalty j.
+    "lenet5_map": lambda outputs: _softmax(outputs, [-lenet.NO_CLASS]),
+    "lenet5_mse": lambda outputs: _softmax(outputs, [-lenet.NO_CLASS]),
 }
 
 

@@ -119,9 +119,9 @@ def test_the_loop_adds_nothing_to_the_stream(cfg, prepared, monkeypatch, tmp_pat
 def test_evaluation_is_exact(cfg, whole, result, made):
     """Every validation image once, its centre as Pillow gives it."""
     run = load_run(whole)
-    assert run.derived.examples == {"train": TRAIN, "validation": VALIDATION}
-    assert run.derived.image_shape == (24, 24, 3)
-    assert (run.derived.mean, run.derived.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert run.info.examples == {"train": TRAIN, "validation": VALIDATION}
+    assert run.info.image_shape == (24, 24, 3)
+    assert (run.info.mean, run.derived.std) == (IMAGENET_MEAN, IMAGENET_STD)
     images = []
     for name, content, _ in made["validation"]:
         path = whole.parent / name
@@ -138,7 +138,7 @@ def test_held_out_and_limited(cfg, made, tmp_path):
     root = synthetic.write_folder({"train": made["train"], "test": made["validation"]}, tmp_path / "set")
     folder = config.Data("folder", raw_dir=str(root), crop=24, validation=0.25, limit=24)
     result = train(dataclasses.replace(cfg, data=folder), tmp_path / "run")
-    assert load_run(tmp_path / "run").derived.examples == {"train": 18, "validation": 6, "test": 11}
+    assert load_run(tmp_path / "run").info.examples == {"train": 18, "validation": 6, "test": 11}
     assert "test_accuracy" in result
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 0
     photos = data.open_photos("folder", raw_dir=root)
