@@ -121,7 +121,7 @@ def test_evaluation_is_exact(cfg, whole, result, made):
     run = load_run(whole)
     assert run.info.examples == {"train": TRAIN, "validation": VALIDATION}
     assert run.info.image_shape == (24, 24, 3)
-    assert (run.info.mean, run.derived.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (run.info.mean, run.info.std) == (IMAGENET_MEAN, IMAGENET_STD)
     images = []
     for name, content, _ in made["validation"]:
         path = whole.parent / name
