@@ -373,9 +373,10 @@ def _network(network: str, changed: dict[str, Any]) -> tuple[str, dict[str, Any]
     from cnnjax.training import plan, rundir
 
     if (pathlib.Path(network) / "config.json").is_file():
-        run = _open_run(pathlib.Path(network), best=False, trust_code=False)
-        fields = {"num_classes": run.derived.num_classes, **run.config.model.fields, **changed}
-        return run.config.model.name, fields, run.derived.image_shape
+        with _warnings_as_lines():
+            run = _open_run(pathlib.Path(network), best=False, trust_code=False)
+        fields = {"num_classes": run.info.num_classes, **run.config.model.fields, **changed}
+        return run.config.model.name, fields, run.info.image_shape
     if not (network.endswith(".py") or "/" in network):
         return network, changed, tuple(models.describe(network)["input"])
     if pathlib.Path(network).is_dir():

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cnnjax import cli, data
 from cnnjax.data import originals
+from cnnjax.training import rundir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -403,7 +404,7 @@ def _wider(path, request):
     """The configuration says that the network has 12 outputs; its checkpoints have 10."""
     record = json.loads((path / "config.json").read_text())
     record["config"]["model"]["fields"] = {"num_classes": 12}
-    (path / "config.json").write_text(json.dumps(record))
+    rundir.write_record(path / "config.json", record)
 
 
 def _unfinished(path, request):

@@ -124,7 +124,7 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
         ran.append(words)
     err = capsys.readouterr().err
     assert err == ""
-    assert asked == ["FOLDER"] * len([words for words in ran if "FOLDER" in words])
+    assert asked == [str(tmp_path / "FOLDER")] * len([words for words in ran if "FOLDER" in words])
     assert {words[1] for words in ran} >= {"run", "evaluate", "predict"}
 
     # What is said of a run's folder, and of loading it.
