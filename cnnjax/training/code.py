@@ -49,15 +49,23 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(content, path)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Finder:
-    """Finds own modules beside the experiment's file, as `python FILE` does, or on the usual path."""
+    """Finds own modules beside the experiment's file, as `python FILE` does, or on the usual path.
+
+    Once the file is executed, it finds what functions of the experiment import later and nothing else finds: what
+    others import then is none of the experiment's.
+    """
 
     folder: str
     allowed: frozenset[str] | None
+    executing: bool = True
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name.partition(".")[0] in _NOT_OWN:
+            return None
+        within = isinstance(_loader(sys.modules.get(name.rpartition(".")[0])), _Loader)
+        if not (self.executing or within) and importlib.machinery.PathFinder.find_spec(name, path) is not None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, [self.folder, *sys.path] if path is None else path)
         if spec is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
@@ -94,19 +102,25 @@ def execute(path: pathlib.Path, allowed: Iterable[str] | None = None) -> ModuleT
         del sys.modules[old]
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
     _EXECUTED.clear()
-    sys.meta_path.insert(
-        0, _Finder(os.path.dirname(os.path.realpath(path)), allowed)
-    )  # it stays: functions may import later
+    importlib.invalidate_caches()
+    finder = _Finder(os.path.dirname(os.path.realpath(path)), allowed)
+    sys.meta_path.insert(0, finder)
     spec = importlib.util.spec_from_loader(name, _Loader(name, str(path), allowed))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as an import would: dataclasses and Flax look a class's module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    finally:
+        finder.executing = False
     return module
 
 
-def _loader(module: ModuleType) -> Any:
+def _loader(module: ModuleType | None) -> Any:
     return getattr(getattr(module, "__spec__", None), "loader", None)
 
 

@@ -139,7 +139,7 @@ def load(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = 
     return LoadedRun(run_dir, model, state.evaluated, config, derived, manifest.step, preprocess, not_executed)
 
 
-load_run = load
+load_run = load  # its earlier name
 
 
 def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) -> str | None:

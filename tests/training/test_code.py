@@ -274,6 +274,26 @@ def test_nothing_but_what_is_allowed_is_executed(tmp_path):
         code.execute(tmp_path / "main.py", [])
 
 
+def test_what_others_import_later_is_none_of_the_experiments(tmp_path, monkeypatch):
+    """And what its own functions import later is: read anew, and only if it is allowed."""
+    write(
+        tmp_path / "one", {"main.py": "def later():\n    import late\n    return late.value\n", "late.py": "value = 1"}
+    )
+    write(tmp_path / "two", {"theirs.py": "value = 5"})
+    main, late = tmp_path / "one" / "main.py", tmp_path / "one" / "late.py"
+    monkeypatch.syspath_prepend(str(tmp_path / "two"))
+    allowed = code.hashes_now(main).values()
+    assert len(allowed) == 2
+    module = code.execute(main, allowed)
+    assert __import__("theirs").value == 5
+    assert module.later() == 1
+    module = code.execute(main, allowed)
+    late.write_text("value = 2")
+    with pytest.raises(InputError, match=r"late\.py is not what the run was made with"):
+        module.later()
+    monkeypatch.delitem(sys.modules, "theirs")
+
+
 @pytest.fixture
 def unpacked(tmp_path):
     """A run's folder as someone else made it, with a file beside it whose sha256 it names."""
