@@ -61,9 +61,8 @@ drawings: $(VENV)/.installed                    ## the drawings of networks in t
 	for name in lenet5 googlenet resnet50 densenet121; do \
 	  $(BIN)/cnnjax summary $$name --svg docs/images/$$name.svg >/dev/null || exit; done
 
-notebooks: $(VENV)/.installed-$(EXTRAS)         ## write the notebooks from their paired scripts, and run them
-	$(BIN)/jupytext --to notebook notebooks/*.py
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+notebooks: $(VENV)/.installed-$(EXTRAS)         ## run the notebooks; write those whose paired script has changed
+	$(BIN)/python tests/update_notebooks.py
 
 clean:          ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -120,7 +120,7 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
         assert words[0] == "cnnjax", f"no way to test this command of the README: {' '.join(words)}"
         if "FOLDER" in words:
             words = [*words, "--quick"]
-        cnnjax_command(*words[1:])
+        cnnjax_command(*(word.replace("/tmp/", f"{tmp_path}/") for word in words[1:]))
         ran.append(words)
     err = capsys.readouterr().err
     assert err == ""

@@ -76,7 +76,7 @@ def test_snippets(tmp_path, monkeypatch):
     names = {}
     for language, text in BLOCKS:
         if language == "python":
-            exec(text, names)
+            exec(text.replace("/tmp/", f"{tmp_path}/"), names)
     assert names["boxes"].shape == (2, 4)
 
 
@@ -85,7 +85,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     lines = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
     assert len(lines) > 3
     for line in lines:
-        program, *argv = shlex.split(line)
+        program, *argv = shlex.split(line.replace("/tmp/", f"{tmp_path}/"))
         assert program == "cnnjax"
         with pytest.raises(SystemExit) as stopped:
             cli.main(argv)
