@@ -190,7 +190,8 @@ def _place(canvas: np.ndarray, image: np.ndarray, x: int, y: int, side: int) -> 
 def predictions(
     images: np.ndarray,
     labels: np.ndarray,
-    logits: np.ndarray,
+    outputs: np.ndarray,
+    probabilities: np.ndarray,
     classes: Sequence[str],
     path: pathlib.Path,
     *,
@@ -203,17 +204,16 @@ def predictions(
     Args:
       images: uint8 [n, height, width, channels], drawn as they are.
       labels: [n] true class numbers.
-      logits: [n, outputs].
+      outputs: [n, outputs]; the largest is what the network says.
+      probabilities: [n, outputs], by the loss that it was trained with.
       classes: names of the classes.
       path: of the PNG to write.
       split: where the images are from.
       rows: of images, at the most.
       columns: of images.
     """
-    logits = logits.astype(np.float64)
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
+    predicted = outputs.argmax(-1)  # of small probabilities many are 0
+    confidence = np.take_along_axis(probabilities, predicted[:, None], -1)[:, 0]
     wrong = predicted != labels
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[: rows * columns]
     rows = -(-len(order) // columns)

@@ -411,12 +411,14 @@ def train(
                 ),
             )
             if outputs is not None and derived.classes:
-                some, said = feeds[shown].pictures(_SHOWN), outputs
+                some = feeds[shown].pictures(_SHOWN)
+                said = outputs[: len(some)]
+                sure = metrics.probabilities(config.train.loss, said)
                 _draw(
                     workdir / "predictions.png",
                     report,
                     lambda file: pictures.predictions(
-                        some.image, some.label, said[: len(some)], derived.classes, file, split=shown
+                        some.image, some.label, said, sure, derived.classes, file, split=shown
                     ),
                 )
             return result

@@ -25,7 +25,7 @@ def test_names_of_classes_are_drawn_as_they_are(tmp_path):
     images, labels = noise(20, 8, 8, 1), np.arange(20) % 10
     pictures.examples(images, labels, NAMES, tmp_path / "examples.png")
     logits = np.eye(10)[(labels + (labels < 5)) % 10] * 5
-    pictures.predictions(images, labels, logits, NAMES, tmp_path / "predictions.png")
+    pictures.predictions(images, labels, logits, logits / 5, NAMES, tmp_path / "predictions.png")
     pictures.curves([{"step": 1, "split": "train", "loss": 1.0}], tmp_path / "curves.png", title="$ {x}, seed 0\x1b")
     for file in ("examples", "predictions", "curves"):
         assert dark(tmp_path / f"{file}.png") > 500
