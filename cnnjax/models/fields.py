@@ -10,9 +10,8 @@ from typing import Any
 
 from cnnjax.ops.errors import InputError, short_repr
 
-_COUNTS = ("stage_sizes", "block_sizes")
-"""Fields that say how many blocks to build one after the other."""
-_MOST_BLOCKS = 10_000
+_MOST = {"stage_sizes": 10_000, "block_sizes": 10_000, "grid": 256}
+"""Of fields that say how many operations to build one after the other, which would take for ever."""
 _NOT_CHECKED = ("name", "parent", "dtype", "param_dtype")
 
 
@@ -40,7 +39,7 @@ def check_fields(network: Callable[..., Any], fields: Mapping[str, Any]) -> dict
     for field, value in fields.items():
         least = 0 if field == "num_classes" else 1
         hint = hints.get(field, Any) if field not in _NOT_CHECKED else Any
-        problem = _problem(value, hint, least if ours else None, _MOST_BLOCKS if field in _COUNTS else 2**63 - 1)
+        problem = _problem(value, hint, least if ours else None, _MOST.get(field, 2**63 - 1))
         if problem:
             raise InputError(f"{field}: received {short_repr(value)}; allowed: {problem}")
         checked[field] = tuple(value) if isinstance(value, list) and typing.get_origin(hint) is tuple else value
