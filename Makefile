@@ -7,7 +7,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help quickstart test test-slow equivalence torture lint format types benchmark drawings notebooks clean
+.PHONY: help quickstart test test-slow equivalence releases admit torture lint format types benchmark drawings notebooks clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,12 @@ equivalence: $(VENV)/.installed-$(EXTRAS)       ## every convolution against its
 	$(BIN)/python tests/ops/equivalence.py --workers $(WORKERS) --write docs/equivalence.md
 	$(BIN)/python tests/ops/fused_programs.py --workers $(WORKERS) --write docs/equivalence.md
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m equivalence
+
+releases:       ## the same on every release of JAX that is allowed, in environments of their own (hours)
+	$(PYTHON) tests/every_release.py
+
+admit:          ## what a new release of JAX must pass: make admit JAX=0.11.3 (docs/releases.md)
+	$(PYTHON) tests/every_release.py --admit $(or $(JAX),$(error which release? make admit JAX=0.11.3))
 
 torture: $(VENV)/.installed                    ## runs killed and checkpoints damaged at random, nothing lost (15 minutes)
 	$(BIN)/python tests/training/torture.py
@@ -65,4 +71,4 @@ notebooks: $(VENV)/.installed-$(EXTRAS)         ## run the notebooks; write thos
 	$(BIN)/python tests/update_notebooks.py
 
 clean:          ## remove the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .releases .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

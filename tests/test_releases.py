@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import sys
@@ -110,3 +111,23 @@ def test_the_releases_known_are_those_allowed():
         wrong = any(not defect.cured and defect.backend == "cpu" for defect in release.defects)
         assert (f"!={version}" in jax) == wrong
         assert bool(release.flags) == any(defect.cured for defect in release.defects)
+
+
+def test_the_docs_name_every_release():
+    text = (ROOT / "docs" / "releases.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| 0.")}
+    assert list(rows) == list(releases.RELEASES)
+    for version, release in releases.RELEASES.items():
+        assert rows[version].endswith("| nothing is set |") == (not release.flags)
+
+
+def test_a_python_for_each_release(monkeypatch):
+    """This one where it is new enough, else one on PATH; none newer than the project knows."""
+    spec = importlib.util.spec_from_file_location("every_release", ROOT / "tests" / "every_release.py")
+    every_release = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(every_release)
+    assert every_release.find_python((3, 11)) == sys.executable
+    assert every_release.find_python((3, 99)) is None
+    assert [every_release.oldest_python(version) for version in releases.RELEASES] == 3 * [(3, 11)] + 3 * [(3, 12)]
+    monkeypatch.setattr(every_release, "find_python", lambda oldest: None)
+    assert every_release.run("0.99.0", every_release.CHOSEN) is None
