@@ -5,8 +5,8 @@ convolution, product and pooling counts, whoever wrote it, but for those inside 
 which are layers that are not looked into. Arrays are taken to be [batch, height, width, channels].
 
 A multiply-add is one product of a convolution or a matrix product, and its addition; as in the papers, normalisation,
-pooling, activations and biases count none, and taps in the padding do. Products with constants (interpolation, shifts)
-count none.
+pooling, activations and biases count none, and taps in the padding do, but those of transposed convolutions. Products
+with constants (interpolation, shifts) count none.
 """
 
 import dataclasses
@@ -460,19 +460,20 @@ def _measure(layer: Layer, eqn: Any, scopes: Sequence[str]) -> None:
 def _meetings(shape: Sequence[int], kernel: Sequence[int], output: Sequence[int], params: dict[str, Any]) -> int:
     """How many pairs of a position of the input and a tap of the kernel make the positions of the output.
 
-    Taps in the padding count; those that meet the zeros that `lhs_dilation` puts between elements don't, nor then those
-    in the padding around them.
+    Taps in the padding count, but not in a transposed convolution: there those count that meet elements of the input,
+    and neither the zeros that `lhs_dilation` puts between them nor those around. One with stride 1 has none between,
+    but it may have more outputs than inputs, which no convolution has that is padded to keep its size.
     """
     numbers, count = params["dimension_numbers"], 1
     for i, axis in enumerate(numbers.out_spec[2:]):
         taps, positions = kernel[numbers.rhs_spec[2 + i]], output[axis]
-        holes = params["lhs_dilation"][i]
-        if holes == 1:
+        holes, size = params["lhs_dilation"][i], shape[numbers.lhs_spec[2 + i]]
+        if holes == 1 and (positions <= size or params["window_strides"][i] > 1):
             count *= taps * positions
             continue
         starts = np.arange(positions) * params["window_strides"][i] - params["padding"][i][0]
         met = starts[:, None] + np.arange(taps) * params["rhs_dilation"][i]
-        inside = (met >= 0) & (met <= (shape[numbers.lhs_spec[2 + i]] - 1) * holes)
+        inside = (met >= 0) & (met <= (size - 1) * holes)
         count *= int((inside & (met % holes == 0)).sum())
     return count
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from cnnjax.models.layers import like
 from cnnjax.ops import conv_general_dilated, sizes
 from cnnjax.ops.conv_spec import channels_last_numbers, conv_spec
 from cnnjax.ops.errors import InputError, unknown
@@ -149,7 +150,7 @@ class ConvTranspose(nn.Module):
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
         )
-        y = y if bias is None else y + bias
+        y = y if bias is None else y + like(y, bias)
         return y.reshape(*batch, *y.shape[1:])
 
 
@@ -228,7 +229,7 @@ class ConvLocal(nn.Module):
         y = conv_local(
             inputs, kernel, strides, padding, kernel_size, input_dilation, kernel_dilation, layout, self.precision
         )
-        y = y if bias is None else y + bias
+        y = y if bias is None else y + like(y, bias)
         return y.reshape(*batch, *y.shape[1:])
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
+from cnnjax.ops.dtypes import accumulator
 from cnnjax.ops.errors import InputError
 
 
@@ -51,7 +52,15 @@ def check_images(
 
 def as_logits(x: jax.Array) -> jax.Array:
     """x in float32 if it was computed in less, so that the loss does not inherit bfloat16's 8 bits."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(accumulator(x.dtype))
+
+
+def like(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """A parameter of the last axes of x, such as a bias [channel], with as many axes as x: they are 1 before its own.
+
+    NumPy's rules do that by themselves, but not where `jax_numpy_rank_promotion` is "raise".
+    """
+    return jnp.expand_dims(parameter, range(x.ndim - parameter.ndim))
 
 
 def check_rate(name: str, rate: float) -> None:
@@ -194,7 +203,7 @@ class Bias(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         x, bias = promote_dtype(x, bias, dtype=self.dtype)
-        return x + bias
+        return x + like(x, bias)
 
 
 def bind_norm(norm: Callable[..., Any], *, train: bool, dtype: Any, param_dtype: Any) -> Callable[..., Any]:

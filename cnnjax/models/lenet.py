@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from cnnjax.models.layers import as_logits, check_images, classify
+from cnnjax.models.layers import as_logits, check_images, classify, like
 from cnnjax.ops import conv_general_dilated, max_pool
 from cnnjax.ops.errors import InputError
 
@@ -109,7 +109,8 @@ class Subsample(nn.Module):
         coefficient = self.param("coefficient", uniform_fan_in(4), (maps,), self.param_dtype)
         bias = self.param("bias", uniform_fan_in(4), (maps,), self.param_dtype)
         x, coefficient, bias = promote_dtype(x, coefficient, bias, dtype=self.dtype)
-        return coefficient * x.reshape(batch, height // 2, 2, width // 2, 2, maps).sum((2, 4)) + bias
+        sums = x.reshape(batch, height // 2, 2, width // 2, 2, maps).sum((2, 4))
+        return like(sums, coefficient) * sums + like(sums, bias)
 
 
 class PartialConv(nn.Module):
@@ -135,7 +136,8 @@ class PartialConv(nn.Module):
         bias = self.param("bias", uniform_fan_in(fan_in), (len(self.inputs),), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         dense = dense_kernel(kernel, self.inputs, x.shape[-1])
-        return self.conv(x, dense, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+        y = self.conv(x, dense, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + like(y, bias)
 
 
 def dense_kernel(kernel: jax.Array, inputs: tuple[tuple[int, ...], ...], input_maps: int) -> jax.Array:
@@ -162,7 +164,7 @@ class RBF(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = as_logits(x)  # 84 squares are summed: not in bfloat16
-        return jnp.square(x[:, None, :] - jnp.asarray(CODES[: self.num_classes], x.dtype)).sum(-1)
+        return jnp.square(x[:, None, :] - jnp.asarray(CODES[None, : self.num_classes], x.dtype)).sum(-1)
 
 
 def centre(x: jax.Array, background: float) -> jax.Array:

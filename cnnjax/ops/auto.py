@@ -14,6 +14,7 @@ from collections.abc import Generator
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 from cnnjax.ops import dense, table, winograd
 from cnnjax.ops.bilinear import bilinear
@@ -48,6 +49,8 @@ def conv_auto(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     if 0 in (*lhs.shape, *rhs.shape, *spec.output_space):
         return by_group(convolve, lhs, rhs, spec)  # which has nothing to compute
     if len(spec.output_space) not in (1, 2, 3) or jnp.issubdtype(lhs.dtype, jnp.complexfloating):
+        return conv_xla(lhs, rhs, spec)
+    if any(map(is_symbolic_dim, spec.output_space)):  # there is nothing to choose by
         return conv_xla(lhs, rhs, spec)
     on_cpu = (_COMPILING_FOR.get() or jax.default_backend()) == "cpu"
     if not on_cpu and not is_grouped(lhs, spec):

@@ -113,7 +113,8 @@ def by_patches(x: Array, w: Array, g: Geometry) -> Array:
 def by_channel(x: Array, w: Array, g: Geometry) -> Array:
     """Each channel by itself: the sum over taps k of x[n, p s + k d, c] w[k, c], for a kernel [*tap, channel]."""
     x = pad(x, g.padding)
-    terms = [seen_by(tap, x, g) * w[tap] for tap in itertools.product(*map(range, g.taps))]
+    of_tap = lambda tap: lax.expand_dims(w[tap], range(x.ndim - 1))
+    terms = [seen_by(tap, x, g) * of_tap(tap) for tap in itertools.product(*map(range, g.taps))]
     return sum(terms[1:], terms[0])
 
 

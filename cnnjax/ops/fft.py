@@ -42,11 +42,15 @@ import operator
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from cnnjax.ops import layout
 from cnnjax.ops.conv_spec import ConvSpec
 from cnnjax.ops.errors import InputError
+
+OUTPUTS = 32
+"""For how many outputs along an axis a tile is chosen where their number is symbolic."""
 
 
 def conv_fft(lhs: Array, rhs: Array, spec: ConvSpec, *, tile: tuple[int, ...] | None = None) -> Array:
@@ -79,7 +83,8 @@ def conv_fft(lhs: Array, rhs: Array, spec: ConvSpec, *, tile: tuple[int, ...] | 
         spans = w.shape[1:-2]
         if tile is None:
             batch = x.shape[1] if isinstance(x.shape[1], int) else 1  # it may be symbolic
-            tile = choose_tile(spec.output_space, spans, batch, *w.shape[-2:])
+            outputs = tuple(OUTPUTS if is_symbolic_dim(p) else p for p in spec.output_space)
+            tile = choose_tile(outputs, spans, batch, *w.shape[-2:])
         y = _overlap_save(x, w, spec, _check_tile(tile, spans))
     return layout.output(y, spec).astype(layout.result_dtype(lhs, spec))
 
@@ -154,7 +159,7 @@ def _overlap_save(x: Array, w: Array, spec: ConvSpec, tile: tuple[int, ...]) -> 
     y = y[..., *(slice(v) for v in valid)]  # the other outputs went round
     y = jnp.moveaxis(y, last, elements)
     y = y.reshape(*y.shape[:2], *map(operator.mul, counts, valid), y.shape[-1])
-    return y[:, :, *(slice(outputs) for outputs in spec.output_space)]
+    return lax.slice(y, (0,) * y.ndim, (*y.shape[:2], *spec.output_space, y.shape[-1]))
 
 
 def _overlapping_tiles(x: Array, axis: int, count: int, size: int, step: int) -> Array:

@@ -23,7 +23,8 @@ def result_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
 
 def accumulator_dtype(lhs: Array, spec: ConvSpec) -> jnp.dtype:
     """The dtype to sum in: that of the output, float32 at least."""
-    return jnp.promote_types(accumulator(lhs.dtype), accumulator(result_dtype(lhs, spec)))
+    # The two are of one kind. Not jnp.promote_types, which raises where JAX is to promote nothing by itself.
+    return max(accumulator(lhs.dtype), accumulator(result_dtype(lhs, spec)), key=lambda dtype: dtype.itemsize)
 
 
 def channels_last(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:

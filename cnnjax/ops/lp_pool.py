@@ -79,7 +79,7 @@ def lp_pool(
     # The norm is scale * norm(taps / scale) whatever the scale, so no derivative goes through it.
     largest = lax.stop_gradient(jnp.max(jnp.abs(taps), axis=0))
     scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
-    ratio = lax.optimization_barrier(taps / scale)  # or XLA may square numerator and denominator after all
+    ratio = lax.optimization_barrier(taps / scale[None])  # or XLA may square numerator and denominator after all
     total = jnp.sum(_power_of_magnitude(ratio, p), axis=0)
     # Both branches of a select are differentiated, and the root has no finite derivative at 0.
     root = jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / p))

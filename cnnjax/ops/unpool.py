@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
 from cnnjax.ops import primitives, sizes
@@ -61,7 +62,7 @@ def max_pool_with_switches(
         raise TypeError(f"inputs must hold real numbers: got {inputs.dtype}")
     spec = pool_spec(inputs.shape, window_shape, strides, padding, window_dilation)
     space = [inputs.shape[axis] for axis in spec.axes]
-    if math.prod(space) > np.iinfo(np.int32).max:
+    if not is_symbolic_dim(math.prod(space)) and math.prod(space) > np.iinfo(np.int32).max:
         raise InputError(
             f"inputs must have no more than 2^31 - 1 positions: got {math.prod(space)}, shape {inputs.shape}"
         )
@@ -69,7 +70,7 @@ def max_pool_with_switches(
         empty = (*inputs.shape[: spec.axes[0]], *spec.output_space, inputs.shape[-1])
         return jnp.zeros(empty, inputs.dtype), jnp.zeros(empty, jnp.int32)
     # As in `max_pool`, one axis at a time and the last one first; a maximum takes its position along.
-    positions = jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*space, 1)
+    positions = jnp.arange(math.prod(space), dtype=jnp.int32).reshape(*[1] * spec.axes[0], *space, 1)
     switches = positions + jnp.zeros_like(inputs, jnp.int32)  # sharded as the inputs are
     best = pad_to_windows(inputs, spec, lowest(inputs.dtype)), pad_to_windows(switches, spec, jnp.int32(-1))
     for along in reversed(spec.along):

@@ -58,6 +58,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from cnnjax.ops import layout
@@ -132,8 +133,8 @@ def choose_tile(outputs: int, taps: int, dtype: DTypeLike) -> int:
 
     In float32 and float64 the one with the fewest multiplications, ceil(outputs / m) tiles of m + taps - 1 each, or the
     more accurate 2 where they are equal; for 3 taps that is 4 for 3, 4, 7 and more outputs, for 5 taps 4 from 3 on.
-    In half precision it is 2: the backends that are fast in it round the factors of the products to it too, and F(4, 3)
-    makes too much of that.
+    For a symbolic number of outputs it is 4. In half precision it is 2: the backends that are fast in it round the
+    factors of the products to it too, and F(4, 3) makes too much of that.
 
     Args:
       outputs: number of outputs along the axis.
@@ -144,6 +145,8 @@ def choose_tile(outputs: int, taps: int, dtype: DTypeLike) -> int:
         return 1
     if jnp.finfo(dtype).bits < 32:
         return min(TILES)
+    if is_symbolic_dim(outputs):
+        return max(TILES)
     return min(TILES, key=lambda m: -(-outputs // m) * (m + taps - 1))
 
 
@@ -267,7 +270,7 @@ def correlate(x: Array, w: Array, outputs: Sequence[int], tiles: Sequence[int], 
     y = y.reshape(*tiled, w.shape[-1])
     for i, f in reversed(list(enumerate(filters))):
         y = _join_tiles(_combine(f.a_t, _along(y, 0)), 2 * i + 2)
-    return y[:, :, *map(slice, outputs)]
+    return lax.slice(y, (0,) * y.ndim, (*y.shape[:2], *outputs, y.shape[-1]))
 
 
 def _combine(matrix: Matrix, parts: Sequence[Array]) -> list[Array]:

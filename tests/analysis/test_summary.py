@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from cnnjax import models, ops
 from cnnjax.analysis.summary import as_json, summarize
-from cnnjax.models import resnet
+from cnnjax.models import conv_layers, resnet
 from cnnjax.ops import InputError
 
 
@@ -248,6 +249,37 @@ def test_unusual_layers():
     assert rows["max pool/conv"].parameters == 9 * 4 * 4 + 4
     assert [layer.multiply_adds for layer in found.layers if layer.kind == "product"] == [64 * 64 * 4] * 2
     assert (rows["words"].kind, rows["words"].multiply_adds, rows["words"].parameters) == ("Embed", 28, 28)
+
+
+@pytest.mark.parametrize("transposed", [nn.ConvTranspose, conv_layers.ConvTranspose])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (5, 4)])
+def test_multiply_adds_of_transposed_convolutions(transposed, stride, dilation, size):
+    """Each element of the input meets each tap once, whatever the stride."""
+
+    class Up(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return transposed(7, (3, 2), (stride,) * 2, "VALID", kernel_dilation=dilation, name="up")(x)
+
+    (layer,) = summarize(Up(), (*size, 5)).layers
+    assert layer.multiply_adds == math.prod(size) * 3 * 2 * 5 * 7
+
+
+def test_multiply_adds_of_a_transposed_convolution_that_is_cropped():
+    """At stride 1, "SAME" has the outputs of a convolution, and what a convolution counts."""
+
+    class Same(nn.Module):
+        layer: Any
+
+        @nn.compact
+        def __call__(self, x):
+            return self.layer(7, (3, 3))(x)
+
+    for module in (nn.Conv, nn.ConvTranspose):
+        (layer,) = summarize(Same(module), (5, 4, 2)).layers
+        assert layer.multiply_adds == 20 * 9 * 2 * 7
 
 
 def test_what_is_not_looked_into_is_a_layer():

@@ -123,6 +123,27 @@ def test_bfloat16_compute_with_float32_parameters_gives_finite_gradients(name, f
         assert jnp.isfinite(leaf).all()
 
 
+def test_networks_need_no_implicit_promotion():
+    """Gradients and evaluation where JAX broadcasts ranks and promotes dtypes no more."""
+    networks = {"lenet5": {}, "locally_connected": {}, "cifar_resnet20": {"norm": "none"}, "alexnet": {}}
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        for name, fields in networks.items():
+            model, image = (
+                models.create(name, **fields),
+                jax.ShapeDtypeStruct((2, *models.ABOUT[name].input), jnp.float32),
+            )
+            variables = jax.eval_shape(model.init, rngs, image)
+
+            def loss(params, rest, x, model=model):
+                outputs, _ = model.apply({**rest, "params": params}, x, train=True, rngs=rngs, mutable=True)
+                return jnp.mean(jax.tree.leaves(outputs)[0])
+
+            rest = {kind: values for kind, values in variables.items() if kind != "params"}
+            jax.eval_shape(jax.grad(loss), variables["params"], rest, image)
+            jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "count"),
     [

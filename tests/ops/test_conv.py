@@ -425,6 +425,24 @@ def test_half_precision_gradient_is_rounded_once():
         np.testing.assert_allclose(np.asarray(g, np.float64), e, rtol=1.01 * 2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize(("narrow", "wide"), [(np.float32, np.float64), (np.complex64, np.complex128)])
+@pytest.mark.parametrize("name", CONV_IMPLEMENTATIONS)
+def test_a_wider_result_is_summed_in_its_dtype(name, narrow, wide):
+    """With `preferred_element_type`, and under the strictest promotion, as all tests here."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=s).astype(narrow) for s in ((1, 8, 7, 32), (3, 3, 32, 4)))
+    if narrow is np.complex64:
+        x, w = x + np.complex64(1j) * x[:, ::-1], w - np.complex64(1j) * w[::-1]
+    expected = reference.conv_general_dilated(x.astype(wide), w.astype(wide), (1, 1), "SAME", dimension_numbers=NHWC)
+    with jax.enable_x64(True):
+        y = quick_jit(
+            lambda x, w: conv_implementation(name)(
+                x, w, (1, 1), "SAME", dimension_numbers=NHWC, preferred_element_type=wide
+            )
+        )(x, w)
+    assert_close(y, expected, 1e-13)
+
+
 @pytest.mark.parametrize("name", ANY)
 def test_complex(name):
     rng = np.random.default_rng(0)
@@ -515,6 +533,7 @@ class ResidualNetwork(nn.Module):
         return nn.Dense(3)(nn.relu(x).mean((1, 2)))
 
 
+@pytest.mark.usefixtures("promoting")
 def test_flax_network():
     """With any implementation in place of Flax's convolution, anyone's network is the same: logits and gradients."""
     rng = np.random.default_rng(0)

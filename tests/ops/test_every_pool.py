@@ -190,6 +190,7 @@ def test_summary(name):
         assert dense.parameters == 10 * expected[0].size + 10
 
 
+@pytest.mark.usefixtures("promoting")
 def test_a_lone_window_by_hand():
     """A stride beyond the window: one window of a 4x4 image, not the four that a stride of 2 would have."""
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
@@ -274,6 +275,7 @@ def test_adaptive_is_pytorchs(name, outputs):
     np.testing.assert_allclose(gradient, theirs.grad.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("promoting")
 def test_adaptive_maximum_of_other_dtypes():
     x = jnp.array([[3, 1, 2], [5, 5, 4]])[..., None]
     assert ops.adaptive_max_pool(x, (1, 2))[..., 0].tolist() == [[5, 5]]

@@ -46,6 +46,7 @@ def test_derivatives_by_differences(function):
         np.testing.assert_allclose(jax.vmap(f)(x[:, None])[:, 0], f(x), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("promoting")
 def test_dtypes():
     ones = jnp.ones((1, 64, 64, 1), jnp.bfloat16)  # 4,096 of them: summed in bfloat16 they would stop at 256
     mean = global_avg_pool(ones)

@@ -160,6 +160,7 @@ def test_signature_is_that_of_lax():
     assert parameters(conv_local) == parameters(lax.conv_general_dilated_local)
 
 
+@pytest.mark.usefixtures("promoting")
 def test_dtypes():
     """Half precision is summed in float32, forward and in the gradient; complex numbers are not conjugated."""
     half = lambda a: jnp.asarray(a, jnp.bfloat16)

@@ -38,6 +38,7 @@ def test_the_papers_constants_are_the_defaults():
     assert (np.abs(expected) < 0.55 * np.abs(x)).all()  # it does something to numbers of this size
 
 
+@pytest.mark.usefixtures("promoting")
 def test_worked_by_hand():
     x = jnp.array([1.0, 2, 3, 4])
     sums = np.array([1 + 4, 1 + 4 + 9, 4 + 9 + 16, 9 + 16])

@@ -63,6 +63,7 @@ def test_max_is_that_of_flax_and_of_the_oracle(pool, dtype):
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.usefixtures("promoting")
 def test_average_is_that_of_flax_and_of_the_oracle(pool, count_include_pad):
     shape, *arguments = pool
     x = np.random.default_rng(0).normal(size=shape)

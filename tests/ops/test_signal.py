@@ -76,6 +76,7 @@ SHAPES = {
     "kinds", [(float, float), (complex, complex), (float, complex)], ids=["real", "complex", "mixed"]
 )
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.usefixtures("promoting")
 def test_against_scipy_and_numpy(name, kinds):
     shape, kernel = SHAPES[name]
     u, h = normal(*shape, kind=kinds[0]), normal(*kernel, seed=1, kind=kinds[1])
@@ -134,6 +135,7 @@ def test_the_gradient_of_a_convolution_is_a_correlation():
 # --- Dtypes, implementations, bad input -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("promoting")
 def test_dtypes():
     u, h = normal(5).astype(np.float32), normal(3)
     assert convolve(u, u).dtype == jnp.float32

@@ -190,6 +190,7 @@ def test_the_implementation_is_the_one_that_was_asked_for():
     assert "conv_general_dilated" not in text("reference")
 
 
+@pytest.mark.usefixtures("promoting")
 def test_dtypes():
     x, w = normal(1, 3, 2), normal(3, 2, 2)
     half = lambda a: jnp.asarray(a, jnp.bfloat16)
