@@ -45,6 +45,9 @@ admit:          ## what a new release of JAX must pass: make admit JAX=0.11.3 (d
 torture: $(VENV)/.installed                    ## runs killed and checkpoints damaged at random, nothing lost (15 minutes)
 	$(BIN)/python tests/training/torture.py
 
+attack: $(VENV)/.installed-$(EXTRAS)            ## a thousand attacks on commands, run folders and data: a line each (20 minutes)
+	$(BIN)/python tests/attack/attack.py --write docs/attacks.md
+
 lint: $(VENV)/.installed-dev                    ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

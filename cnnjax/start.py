@@ -1,5 +1,7 @@
 """The first moments of a command's process, before the imports that take seconds and start threads."""
 
+import glob
+import importlib.util
 import os
 import resource
 import sys
@@ -17,6 +19,7 @@ def begin() -> None:
     open_streams()
     keep_freed_memory()
     interrupts.begin()
+    look_for_no_tpu()
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < LEAST_FILES:
         _refuse(f"open files are limited to {allowed} (ulimit -n), allowed: {LEAST_FILES} or more")
@@ -29,6 +32,21 @@ def begin() -> None:
         MemoryError,
     ) as error:  # "invalid truth value 'maybe' ..."
         _refuse(f"JAX can't be imported: {' '.join(str(error).split())}")
+
+
+def look_for_no_tpu() -> None:
+    """Tells JAX to use the CPU where the `tpu` extra is installed and there is no TPU: libtpu, which JAX would ask,
+    prints errors there. Not where another plugin of JAX's is installed, which knows devices of its own."""
+    if "JAX_PLATFORMS" in os.environ or not _installed("libtpu") or _installed("jax_plugins"):
+        return
+    files = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/*")]
+    told = any(name.startswith(("TPU_", "CLOUD_TPU", "MEGASCALE")) for name in os.environ)
+    if not files and not told:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def _refuse(why: str) -> NoReturn:

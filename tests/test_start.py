@@ -70,6 +70,25 @@ def test_too_few_open_files(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("installed", "files", "variables", "platforms"),
+    [
+        ({"libtpu"}, [], {}, "cpu"),
+        ({"libtpu"}, ["/dev/accel0"], {}, None),
+        ({"libtpu"}, [], {"TPU_WORKER_ID": "0"}, None),
+        ({"libtpu"}, [], {"JAX_PLATFORMS": "tpu"}, "tpu"),
+        ({"libtpu", "jax_plugins"}, [], {}, None),
+        (set(), [], {}, None),
+    ],
+)
+def test_libtpu_is_not_asked_where_there_is_no_tpu(monkeypatch, installed, files, variables, platforms):
+    monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(start, "_installed", lambda name: name in installed)
+    monkeypatch.setattr(start.glob, "glob", lambda pattern: [name for name in files if name[:8] == pattern[:8]])
+    start.look_for_no_tpu()
+    assert variables.get("JAX_PLATFORMS") == platforms
+
+
+@pytest.mark.parametrize(
     ("error", "words"),
     [
         (

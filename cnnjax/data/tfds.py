@@ -81,9 +81,11 @@ def load_tfds(
 
 def _say_if_nameless(name: str, directory: pathlib.Path, classes: tuple[str, ...]) -> None:
     """Says where classes have numbers for names because the file of their names is missing; some sets never had one."""
-    if classes == tuple(map(str, range(len(classes)))) and not any(directory.glob("*.labels.txt")):
+    if classes == tuple(map(str, range(len(classes)))) and not any(
+        path.stat().st_size for path in directory.glob("*.labels.txt")
+    ):
         print(
-            f"cnnjax: 'tfds:{name}' has no names for its {len(classes)} classes (no *.labels.txt in {directory}):"
+            f"cnnjax: 'tfds:{name}' has no names for its {len(classes)} classes (none in *.labels.txt of {directory}):"
             " they are called by their numbers",
             file=sys.stderr,
         )
@@ -266,6 +268,8 @@ def _check_shards(name: str, splits: Mapping[str, Any]) -> None:
 
     def look(path: str) -> tuple[int | str, bytes]:
         """(the number of examples, or what is wrong; what tells the file from others of its size)."""
+        if os.path.exists(path) and not os.path.isfile(path):
+            return "no readable (it is no regular file)", b""
         try:
             with contextlib.closing(module.ArrayRecordReader(path)) as reader:
                 number = reader.num_records()
@@ -285,6 +289,8 @@ def _check_shards(name: str, splits: Mapping[str, Any]) -> None:
                 paths = [os.fspath(path) for path in info.filepaths]
             except (ValueError, KeyError, IndexError) as error:  # of a damaged template of file names
                 raise InputError(f"{where}: its files have no names ({error})") from None
+            if not paths:
+                raise InputError(f"{where}: no files are described (dataset_info.json has no shard lengths)")
             if len(paths) != len(info.shard_lengths):
                 raise InputError(f"{where}: {len(paths)} files for {len(info.shard_lengths)} shards")
             for path, prepared, (found, content) in zip(paths, info.shard_lengths, pool.map(look, paths), strict=True):

@@ -419,6 +419,8 @@ def check_bounds(config: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_bounds(value, f"{name}.")
             continue
+        if name in ("data.mean", "data.std") and value == ():
+            raise InputError(f"{name}: received none, allowed: one number, or one for each channel")
         low, high = BOUNDS.get(name, (-(2**63), 2**63))
         for leaf in _leaves(value):
             if isinstance(leaf, str) and (len(leaf) > _LONGEST or "\0" in leaf):

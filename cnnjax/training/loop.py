@@ -99,6 +99,8 @@ def train(
         changed = stack.enter_context(ambient.pinned(double=double))
         what = rundir.what(config, codes.hashes(experiment_file))
         processes.agree("configuration", json.dumps(what, sort_keys=True))
+        kept = {name: value for name, value in ambient.recorded().items() if name in ambient.RECORDED}
+        processes.agree("settings of JAX", json.dumps(kept, sort_keys=True))
         examine = functools.partial(rundir.examine, workdir, what, extend=extend, accept_code=accept_code)
         finished, complaints = processes.from_first(lambda: _look(workdir, what, examine()))
         for line in complaints:
