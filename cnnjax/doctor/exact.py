@@ -16,6 +16,7 @@ import numpy as np
 
 from cnnjax.ops import auto, conv_implementation, fft, reference, winograd
 from cnnjax.ops.conv_spec import conv_spec
+from cnnjax.ops.dtypes import accumulator
 
 # --- The oracle -------------------------------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ def bound(name: str, quantity: str, it: Exact, dtype: str, lhs: Any, rhs: Any, o
       lhs, rhs: the operands, or anything with their shapes and dtypes.
       options: of `lax.conv_general_dilated`.
     """
-    u = unit_roundoff(jnp.promote_types(dtype, jnp.float32))  # of what is computed in
+    u = unit_roundoff(accumulator(dtype))  # of what is computed in
     spec = conv_spec(lhs, rhs, **options)
     taps = [rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:]]
     direct = gamma(it.terms, u) * it.scale
