@@ -170,26 +170,27 @@ def train(
             len(derived.classes),
         )
 
-        def claim() -> dict[str, Any] | None:
-            """Takes the folder, and gives the record of the run that was begun in it, if there is one."""
+        def claim() -> tuple[dict[str, Any] | None, bool]:
+            """Takes the folder; gives the record of the run begun in it, and whether there are checkpoints without."""
             stack.enter_context(rundir.lock(workdir, report.warn))
             examine()  # again, now that no other run can change it
             _check_same_data(workdir, derived)
-            return rundir.read_config(workdir) if (workdir / "config.json").exists() else None
+            before = rundir.read_config(workdir) if rundir.begun(workdir) else None
+            return before, before is None and bool(checkpoint.steps_with_manifest(workdir / "checkpoints"))
 
-        before = processes.from_first(claim)
+        before, lost = processes.from_first(claim)
         record = functools.partial(_record, workdir, config, what, derived, mesh, experiment, experiment_file)
         of = {
             "what": what,
             "derived": configs.to_dict(derived),
             "history": [before["what"], *before["history"]] if before else [],
         }
-        written = None if before else processes.from_first(lambda: record(0))
+        written = None if before or lost else processes.from_first(lambda: record(0))
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.run.keep)
         stack.callback(checkpoints.close)
         stack.enter_context(processes.ending_together(workdir))  # before waiting for a save that can't end
         placement = meshes.state_shardings(shapes, mesh)
-        state, progress, mark = _restore(checkpoints, checkpoint.abstract(shapes, placement), of, report)
+        state, progress, mark = _restore(checkpoints, checkpoint.abstract(shapes, placement), of, lost, report)
         progress.since = began
         rows = processes.together(
             lambda: rundir.MetricsFile(workdir / "metrics.jsonl", progress.step, mark) if first() else None
@@ -198,7 +199,7 @@ def train(
             stack.callback(rows.close)
             if rows.complaint:
                 report.warn(rows.complaint)
-        if before:  # only now that the run is known to go on
+        if written is None:  # only now that the run is known to go on
             written = processes.from_first(lambda: record(progress.step, rows.complaint if rows else None))
             if state is None:
                 report.note(f"no checkpoint is in {checkpoints.directory}: from step 0")
@@ -455,7 +456,8 @@ class _Progress:
     def to_meta(self, step: int, of: dict[str, Any], mark: rundir.Mark | None) -> dict[str, Any]:
         """For a checkpoint's manifest: with whose it is, and how the lines of metrics up to it are known again."""
         values = dataclasses.asdict(self) | {"step": step, "identity": rundir.identity(of["what"])}
-        values |= {"data": rundir.data_of(of["derived"]), "metrics": mark and dataclasses.asdict(mark)}
+        values |= {"data": rundir.data_of(of["derived"]), "steps": of["derived"]["steps"]}
+        values["metrics"] = mark and dataclasses.asdict(mark)
         del values["since"]
         return values
 
@@ -471,7 +473,7 @@ class _Progress:
 
 
 def _restore(
-    checkpoints: checkpoint.Checkpoints, target: TrainState, of: dict[str, Any], report: Report
+    checkpoints: checkpoint.Checkpoints, target: TrainState, of: dict[str, Any], lost: bool, report: Report
 ) -> tuple[TrainState | None, _Progress, rundir.Mark | None]:
     manifest, complaints = checkpoints.newest_good()
     for complaint in complaints:
@@ -483,7 +485,7 @@ def _restore(
                 f"start from step 0, or put an intact copy there"
             )
         return None, _Progress(), None
-    rundir.check_owner(manifest, checkpoints.directory, of)
+    rundir.check_owner(manifest, checkpoints.directory, of, lost=lost)
     try:
         progress, mark = _Progress.from_meta(manifest.meta)
     except InputError as error:
@@ -506,8 +508,8 @@ def _best_variables(
 
 
 def _look(workdir: pathlib.Path, what: dict[str, Any], lines: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The result of a run that has made all the steps asked for, and more lines, about records not as written."""
-    if not (workdir / "config.json").exists():
+    """The result of a run that has made all the steps asked for, and more lines, about records not known as written."""
+    if not rundir.begun(workdir):
         return None, lines
     record = rundir.read_config(workdir)
     if changed := rundir.doubt(workdir / "config.json", record):
@@ -537,7 +539,7 @@ def _again(result: dict[str, Any], workdir: pathlib.Path) -> str:
 
 def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
     """Refuses data, or a length, that a run in the folder was not begun with."""
-    if not (workdir / "config.json").exists():
+    if not rundir.begun(workdir):
         return
     before = rundir.read_config(workdir)["derived"]
     configs.from_dict(Derived, before, "derived")
@@ -556,7 +558,7 @@ def _check_same_data(workdir: pathlib.Path, derived: Derived) -> None:
 
 def _check_same_settings(workdir: pathlib.Path) -> None:
     """Refuses to go on with products computed more or less exactly than before."""
-    if not (workdir / "config.json").exists():
+    if not rundir.begun(workdir):
         return
     for part in rundir.read_config(workdir)["history"][-1:]:
         # Earlier versions recorded none.
@@ -576,14 +578,14 @@ def _record(
     complaint: str | None = None,
 ) -> dict[str, Any]:
     """Writes `config.json`, and adds to its history that the run goes on from `step`, on what and for how long."""
-    history = []
-    if (workdir / "config.json").exists():
-        before = rundir.read_config(workdir)
-        history = before["history"]
-        if os.path.lexists(workdir / "result.json"):  # of fewer steps, as the run is extended; or not this run's
-            result, _ = rundir.find_result(workdir, before)
-            name = f"result-{before['derived']['steps']}.json" if result else "result-set-aside.json"
-            rundir.set_aside(workdir / "result.json", name)
+    before = rundir.read_config(workdir) if rundir.begun(workdir) else None
+    history = before["history"] if before else []
+    if before is None and os.path.lexists(workdir / "config.json"):
+        rundir.set_aside(workdir / "config.json", "config-set-aside.json")
+    if os.path.lexists(workdir / "result.json"):  # of fewer steps, as the run is extended; or not this run's
+        result = rundir.find_result(workdir, before)[0] if before else None
+        name = f"result-{before['derived']['steps']}.json" if before and result else "result-set-aside.json"
+        rundir.set_aside(workdir / "result.json", name)
     part: dict[str, Any] = {
         "from_step": step,
         "steps": derived.steps,

@@ -31,6 +31,7 @@ from cnnjax.training.errors import RunError
 FORMAT = 2
 """Of sealed records; those of versions of cnnjax that did not seal them have none."""
 _HORIZON = ("train.steps", "train.epochs")  # the part of *what* that `--extend` may change
+_DATA = ("sha256", "examples", "image_shape", "classes", "num_classes", "mean", "std")  # of what is derived
 _NO_CONTENT = {"config.json.tmp", "Thumbs.db", "desktop.ini"}  # nor are files whose names begin with a dot
 
 
@@ -119,8 +120,12 @@ def examine(workdir: pathlib.Path, what: dict[str, Any], *, extend: bool, accept
     try:
         if workdir.exists() and not workdir.is_dir():
             raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
-        if (workdir / "config.json").exists():
+        if begun(workdir):
             return _compare(workdir, what, extend, accept_code)
+        if checkpoint.steps_with_manifest(workdir / "checkpoints"):
+            if extend:
+                raise InputError(f"--extend: {_lost(workdir)}; the run's own command writes it anew")
+            return [f"{_lost(workdir)}; it is written anew if the checkpoints are of this very command"]
         if extend:
             raise InputError(f"--extend: {workdir} holds no run to extend")
         # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
@@ -129,6 +134,34 @@ def examine(workdir: pathlib.Path, what: dict[str, Any], *, extend: bool, accept
     except OSError as error:  # it may not be looked into, or can't be a name
         raise InputError(f"workdir: {workdir} can't be read ({error.strerror or error})") from error
     return []
+
+
+def begun(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a run and its record; not where that can't be trusted, but checkpoints say what they are.
+
+    Raises:
+      InputError: the record can't be read, and there are no checkpoints; or it is of a later version.
+    """
+    if not os.path.lexists(workdir / "config.json"):
+        return False
+    if checkpoint.steps_with_manifest(workdir / "checkpoints") and _lost(workdir):
+        return False
+    read_config(workdir)
+    return True
+
+
+def _lost(workdir: pathlib.Path) -> str | None:
+    """A line about a record that is missing, can't be read or was changed; None where it can be trusted."""
+    path = workdir / "config.json"
+    if not os.path.lexists(path):
+        return f"{path} is missing"
+    try:
+        record = read_json(path)
+    except InputError as error:
+        return str(error)
+    if not _is_record(record):
+        return f"{path}: not the record of a run"
+    return None if unsealed(record) else doubt(path, record)
 
 
 def same_sources(workdir: pathlib.Path, config: Config) -> bool:
@@ -216,14 +249,20 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{workdir}: not a run's folder (no config.json)")
     record = read_json(path)
-    kinds = {"config": dict, "what": dict, "derived": dict, "history": list}
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
-        raise InputError(f"{path}: not the record of a run")
-    if not all(isinstance(part, dict) for part in record["history"]):
+    if not _is_record(record):
         raise InputError(f"{path}: not the record of a run")
     if isinstance(record.get("format"), int) and record["format"] > FORMAT:
         raise InputError(f"{path}: of a later version of cnnjax (format {record['format']}), allowed: up to {FORMAT}")
     return record
+
+
+def _is_record(record: Any) -> bool:
+    kinds = {"config": dict, "what": dict, "derived": dict, "history": list}
+    return (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and all(isinstance(part, dict) for part in record["history"])
+    )
 
 
 def config_of(workdir: pathlib.Path, record: dict[str, Any]) -> Config:
@@ -245,17 +284,20 @@ def _code_of(what: dict[str, Any]) -> list[str]:
 
 
 def data_of(derived: dict[str, Any]) -> str:
-    """A digest of what a run derived from its data: not of how long it is, nor of where the files lie."""
-    return files.seal({name: value for name, value in derived.items() if name not in ("steps", "provenance")})
+    """A digest of a run's data, and of what of it the network depends on."""
+    return files.seal({name: derived.get(name) for name in _DATA})
 
 
-def check_owner(manifest: checkpoint.Manifest, directory: pathlib.Path, record: dict[str, Any]) -> None:
+def check_owner(
+    manifest: checkpoint.Manifest, directory: pathlib.Path, record: dict[str, Any], *, lost: bool = False
+) -> None:
     """Refuses a checkpoint of another run, which may well be of the same shapes.
 
     Args:
       manifest: of the checkpoint.
       directory: where it is.
       record: of the run: `what`, `derived` and `history`, as in `config.json`.
+      lost: nothing but the checkpoint tells on what data it was trained, and for how many steps the run was made.
 
     Raises:
       RunError: it was saved by a run of another configuration, on other data, or with code that this run did not have.
@@ -272,6 +314,10 @@ def check_owner(manifest: checkpoint.Manifest, directory: pathlib.Path, record: 
         raise RunError(f"{where} of another configuration (of code)")
     if manifest.meta.get("data") not in (None, data_of(record["derived"])):  # None: of an earlier version
         raise RunError(f"{where} on other data, or whose classes, mean or std were other ones")
+    if lost and manifest.meta.get("data") is None:
+        raise RunError(f"{where} of which it does not say on what data: config.json is needed")
+    if lost and manifest.meta.get("steps") != record["derived"]["steps"]:
+        raise RunError(f"{where} of {manifest.meta.get('steps')} steps, not of {record['derived']['steps']}")
 
 
 def newest_step(workdir: pathlib.Path, directory: pathlib.Path) -> int:

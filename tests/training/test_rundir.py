@@ -1,5 +1,6 @@
 """The folder of a run: what was changed in it between two starts is said, and nothing outside of it is touched."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -219,7 +220,10 @@ def test_a_configuration_that_was_edited_is_said(finished, again):
             load_run(finished)
     path.write_text(json.dumps(record))
     (finished / "result.json").unlink()
-    assert again(finished)[1] == [f"{path} is not as it was written: it was edited, or is damaged"]
+    assert again(finished)[1] == [
+        f"{path} is not as it was written: it was edited, or is damaged; it is written anew if the checkpoints are of "
+        f"this very command"
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_run(finished)  # it was written anew
@@ -227,13 +231,19 @@ def test_a_configuration_that_was_edited_is_said(finished, again):
 
 @pytest.mark.parametrize("name", ["config", "what", "derived", "history"])
 @pytest.mark.parametrize("value", [None, 3, "x", [], {}, [3], {"x": 1}])
-def test_a_configuration_of_wrong_types_is_one_line(finished, again, name, value):
+def test_a_configuration_of_wrong_types_is_one_line(finished, again, finished_once, name, value):
     """With a good seal, as one that was edited by a program."""
     resealed(finished / "config.json", {name: value})
     if (name, value) == ("history", []):
         return  # no wrong type
-    uses = [load_run, again]
-    if name == "config" and isinstance(value, dict):
+    if name == "history" or not isinstance(value, dict):  # no record at all, but the checkpoints tell whose they are
+        result, warned = again(finished.parent / shutil.copytree(finished, finished.parent / "copy").name)
+        assert_same(result, finished_once["result"])
+        assert "; it is written anew if the checkpoints are of this very command" in warned[0]
+        uses = [load_run]
+    else:
+        uses = [load_run, again]
+    if name == "config" and again in uses:
         uses.remove(again)  # which has its own
     if (name, value) == ("what", {}):
         uses.remove(load_run)  # which takes it from the configuration
@@ -259,6 +269,37 @@ def test_a_manifests_values_of_wrong_types_are_one_line(finished, again, change)
     (finished / "result.json").unlink()
     with pytest.raises(RunError, match="checkpoint 24"):
         again(finished)
+
+
+@pytest.mark.parametrize("kind", ["gone", "cut", "pipe"])
+def test_a_run_is_not_lost_with_its_record(finished, again, finished_once, tiny_config, tiny_data, kind):
+    """Its checkpoints say what they are of: the same command writes the record anew, another one is refused."""
+    from tests.training.test_loop import change
+
+    path = finished / "config.json"
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif kind == "pipe":
+        replace_by(path, "pipe")
+    else:
+        path.unlink()
+    label = tiny_data.train.label.copy()
+    label[[0, 1]] = label[[1, 0]]
+    other = dataclasses.replace(tiny_data, train=dataclasses.replace(tiny_data.train, label=label))
+    for config, dataset, said in (
+        (change(tiny_config, "train", seed=1), tiny_data, r"of another configuration \(of train.seed\)"),
+        (change(tiny_config, "train", steps=30), tiny_data, "of 24 steps, not of 30"),
+        (tiny_config, other, "on other data"),
+    ):
+        with pytest.raises(RunError, match=f"checkpoint 24 .* belongs to a run {said}"):
+            train(config, finished, dataset=dataset)
+        assert os.path.lexists(path) == (kind != "gone")
+    result, warned = again(finished)
+    assert warned[0].endswith("it is written anew if the checkpoints are of this very command")
+    assert_same(result, finished_once["result"])
+    assert os.path.lexists(finished / "config-set-aside.json") == (kind != "gone")
+    assert again(finished) == (result, [])
+    assert load_run(finished).step == 24
 
 
 def test_a_checkpoint_of_another_run_is_refused_wherever_it_is_used(finished, tiny_config, tiny_data, tmp_path, again):
@@ -293,7 +334,7 @@ def test_a_checkpoint_that_the_run_removes_meanwhile(finished, monkeypatch):
     moments = []
 
     def then(function):
-        def wrapped(*arguments):
+        def wrapped(*arguments, **more):
             if len(moments) < 2:
                 moments.append(function.__name__)
                 if len(moments) == 2 or function is rundir.check_owner:
@@ -301,7 +342,7 @@ def test_a_checkpoint_that_the_run_removes_meanwhile(finished, monkeypatch):
                         if (finished / name).exists():
                             (finished / name).rename(directory / name)
                             (directory / name.replace("24", "21")).rename(finished / name.replace("24", "21"))
-            return function(*arguments)
+            return function(*arguments, **more)
 
         return wrapped
 

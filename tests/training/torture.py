@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -98,7 +99,11 @@ def check(workdir: pathlib.Path, expected: str) -> None:
 def damage(checkpoints: pathlib.Path, step: int) -> str:
     """Flips one bit of a random file of a checkpoint, or cuts it short; says what was done."""
     files = [path for path in (checkpoints / str(step)).rglob("*") if path.is_file() and path.stat().st_size]
-    path = random.choice([*files, checkpoints / f"{step}.json"])
+    return spoil(random.choice([*files, checkpoints / f"{step}.json"]))
+
+
+def spoil(path: pathlib.Path) -> str:
+    """Flips one bit of a file, or cuts it short; says what was done."""
     content = bytearray(path.read_bytes())
     if random.random() < 0.5:
         position = random.randrange(len(content))
@@ -108,7 +113,7 @@ def damage(checkpoints: pathlib.Path, step: int) -> str:
         del content[random.randrange(len(content)) :]
         done = f"cut to {len(content)} bytes"
     path.write_bytes(content)
-    return f"{path.relative_to(checkpoints)}: {done}"
+    return f"{path}: {done}"
 
 
 def detect(workdir: pathlib.Path, folder: pathlib.Path, number: int) -> int:
@@ -149,6 +154,39 @@ def recover(workdir: pathlib.Path, folder: pathlib.Path, number: int, expected: 
     return number
 
 
+def meaning(path: pathlib.Path) -> object:
+    """The values in a file of JSON lines or of one object; its text where it is not that, None where it is gone."""
+    if not path.exists():
+        return None
+    text = path.read_text(errors="replace")
+    try:
+        return [json.loads(line) for line in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+    except ValueError:
+        return text
+
+
+def survive(workdir: pathlib.Path, folder: pathlib.Path, number: int, expected: str) -> int:
+    """Damages a record of the finished run, `number` times: said, made anew, and the result is the same."""
+    for i in track(range(number), f"damage records {number} times, through the command"):
+        copy = folder / f"records-{i}"
+        shutil.copytree(workdir, copy)
+        path = copy / ("config.json", "result.json", "metrics.jsonl")[i % 3]
+        before = meaning(path)
+        if random.random() < 0.2:
+            path.unlink()
+            what = f"{path.name} deleted"
+        else:
+            what = spoil(path)
+        changed = meaning(path) != before
+        fingerprint, said = finish(copy)
+        assert fingerprint == expected, what
+        assert not changed or said or what == "result.json deleted", what  # as of a run killed before its result
+        if path.name != "metrics.jsonl":  # a finished run is shown with a warning, and left as it is
+            check(copy, expected)
+        shutil.rmtree(copy)
+    return number
+
+
 @dataclasses.dataclass
 class Counts:
     """How often each thing is done."""
@@ -157,6 +195,7 @@ class Counts:
     terms: int = 50
     damages: int = 200
     commands: int = 20
+    records: int = 30
 
 
 def main() -> None:
@@ -167,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
+    warnings.simplefilter("ignore", UserWarning)  # of an older checkpoint being loaded, as is meant
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         whole = folder / "whole"
@@ -181,6 +221,8 @@ def main() -> None:
         print(f"damage: {detect(whole, folder, arguments.damages)} of {arguments.damages} found in process")
         done = recover(whole, folder, arguments.commands, expected)
         print(f"damage: {done} of {arguments.commands} recovered from by the command, with that fingerprint")
+        done = survive(whole, folder, arguments.records, expected)
+        print(f"damage: {done} of {arguments.records} of records survived, with that fingerprint")
 
 
 if __name__ == "__main__":
