@@ -214,11 +214,14 @@ def _predict(argv: list[str]) -> int:
             continue
         top = found.classes[: chosen.top]
         if chosen.json:
-            print(json.dumps({"image": str(found.file), "top": [{"class": name, "probability": p} for name, p in top]}))
+            row = {"image": str(found.file), "top": [{"class": name, "probability": p} for name, p in top]}
+            print(json.dumps(row | ({} if found.none is None else {"none": found.none})))
         else:
             say(str(found.file))
             for name, p in top:
                 say(f"  {p:7.2%}  {name}")
+            if found.none is not None:
+                say(f"  {found.none:7.2%}  (none of the classes)")
         if found.inverted:
             way = "without --invert" if chosen.invert else "with --invert"
             say(f"warning: {found.file} is unlike the training images, and like them {way}", sys.stderr)

@@ -87,6 +87,10 @@ _PROBABILITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+WITH_NONE = ("lenet5_map", "lenet5_mse")
+"""Losses by which an image may be none of the classes: what is missing from a sum of 1 is the probability of that."""
+
+
 def make_loss(name: str, smoothing: float) -> Loss:
     """The loss of that name, as a function of (outputs, labels) that gives one number an example.
 

@@ -147,6 +147,8 @@ class Prediction:
     """Why the file can't be read; nothing else is known then."""
     classes: tuple[tuple[str, float], ...] = ()
     """All classes with their probabilities, the likeliest first."""
+    none: float | None = None
+    """The probability that it is none of the classes, where the run's loss knows one."""
     inverted: bool = False
     """Whether it looks as if black and white were to be swapped first (`looks_inverted`)."""
 
@@ -183,7 +185,8 @@ def predict_files(run: "LoadedRun", files: Iterable[pathlib.Path], *, invert: bo
             order = np.argsort(-scores, kind="stable")
             names = run.info.classes
             named = [(names[k] if k < len(names) else str(k), float(probabilities[k])) for k in order]
-            yield Prediction(file, None, tuple(named), swapped)
+            none = max(0.0, 1 - probabilities.sum()) if run.config.train.loss in metrics.WITH_NONE else None
+            yield Prediction(file, None, tuple(named), none, swapped)
 
 
 def files_in(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:

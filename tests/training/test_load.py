@@ -244,6 +244,17 @@ def test_an_image_with_black_and_white_swapped_is_noticed(trained, folder, origi
     assert "like them without --invert" in capsys.readouterr().err
 
 
+def test_a_loss_that_knows_none_of_the_classes_says_how_likely_that_is(run, folder):
+    """And others don't."""
+    (plain,) = predict.predict_files(run, [folder / "0.png"])
+    assert plain.none is None
+    lenet5 = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, loss="lenet5_map"))
+    (found,) = predict.predict_files(dataclasses.replace(run, config=lenet5), [folder / "0.png"])
+    assert found.none is not None
+    assert sum(p for _, p in found.classes) + found.none == pytest.approx(1)
+    assert [name for name, _ in found.classes] == [name for name, _ in plain.classes]
+
+
 @pytest.mark.parametrize(("name", "most"), [("mnist", 0.0), ("fashion_mnist", 0.002)])
 def test_test_images_are_not_taken_for_swapped_ones(real_data, name, most):
     """And of swapped ones all of MNIST's are; Fashion-MNIST has dark and bright things alike."""
