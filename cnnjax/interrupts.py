@@ -8,6 +8,7 @@ ended.
 Training has a handler of its own, which saves first. It may take its time; a second Ctrl-C is for the watch again.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -46,6 +47,9 @@ def begin() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
+        # Python takes its handlers away before it ends, and SIGINT would kill without a word what is done. What is
+        # registered first is called last.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
