@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+import cnnjax
 from cnnjax.ops.errors import InputError
 from cnnjax.training import checkpoint, files
 from cnnjax.training import code as codes
@@ -272,9 +272,7 @@ def config_of(workdir: pathlib.Path, record: dict[str, Any]) -> Config:
     except InputError as error:
         versions = record["history"][-1].get("versions") if record["history"] else None
         version = versions.get("cnnjax") if isinstance(versions, dict) else None
-        by = (
-            f"; the run was made by cnnjax {version}, this is {importlib.metadata.version('cnnjax')}" if version else ""
-        )
+        by = f"; the run was made by cnnjax {version}, this is {cnnjax.__version__}" if version else ""
         raise InputError(f"{workdir / 'config.json'}: {error}{by}") from error
 
 

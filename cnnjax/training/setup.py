@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import cnnjax
 from cnnjax import data as datasets
 from cnnjax import models
 from cnnjax.ops.errors import InputError
@@ -261,5 +262,7 @@ def threads() -> int:
 
 def versions() -> dict[str, str]:
     """Of Python and the packages a result depends on."""
-    packages = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    # A checkout on the path, as benchmarks/gpu.sh has it, is not installed.
+    ours = {"python": platform.python_version(), "cnnjax": cnnjax.__version__}
+    return ours | {name: importlib.metadata.version(name) for name in packages}
