@@ -122,7 +122,7 @@ def examine(workdir: pathlib.Path, what: dict[str, Any], *, extend: bool, accept
             raise InputError(f"workdir: {workdir} is a file, allowed: a folder")
         if begun(workdir):
             return _compare(workdir, what, extend, accept_code)
-        if checkpoint.steps_with_manifest(workdir / "checkpoints"):
+        if workdir.is_dir() and checkpoint.steps_with_manifest(workdir / "checkpoints"):
             if extend:
                 raise InputError(f"--extend: {_lost(workdir)}; the run's own command writes it anew")
             return [f"{_lost(workdir)}; it is written anew if the checkpoints are of this very command"]
