@@ -87,6 +87,7 @@ LAYERS = (
     Layer(16, 16, groups=16),  # depthwise
     Layer(16, 16, groups=4),
     Layer(64, 10, taps=1, side=1),  # a dense layer
+    Layer(32, 32, groups=16),  # in a loop
 )
 """One of each class that `auto` computes in another way, or XLA does."""
 

@@ -133,7 +133,11 @@ def commands(folder: pathlib.Path, run: pathlib.Path) -> Iterator[Case]:
         ("plan", "quickstart", "--topology", "v5e:2x2", "--compare", value) for value in ('"', "'a", "--", "x y z", "²")
     ]
     lists += [("data", "show", "digits", "--picture", folder / value) for value in ("x.unknown", "x", "no/x.png", "")]
-    lists += [("predict", run, value) for value in ("", "/", "/dev/null", "nowhere.png", "a\0b", "x" * 5000, str(run))]
+    without_images = run / "checkpoints"
+    lists += [
+        ("predict", run, value)
+        for value in ("", without_images, "/dev/null", "nowhere.png", "a\0b", "x" * 5000, str(run))
+    ]
     lists += [
         ("predict", run, value, "--top", top) for value in ("nowhere",) for top in ("0", "-1", "²", "nan", "9" * 5000)
     ]

@@ -133,6 +133,39 @@ def test_winograd_is_for_those_who_ask_for_no_more_digits():
     assert "conv_general_dilated" in str(jax.make_jaxpr(f("highest"))(x, w))
 
 
+@pytest.mark.parametrize("counts", [(32, 1), (1, 12)])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_many_groups(counts, dtype):
+    """They are compiled once, whatever their number; operands are integers, so that nothing may be off."""
+    features, batch = counts
+    rng = np.random.default_rng(0)
+    integers = lambda *shape: rng.integers(-1, 2, shape).astype(float)
+    x = integers(24, 7, 6, 64 // batch)
+    w = integers(3, 3, x.shape[-1] // features, 96)
+    options = {
+        "window_strides": (2, 1),
+        "padding": ((1, 2), (0, 1)),
+        "dimension_numbers": NHWC,
+        "feature_group_count": features,
+        "batch_group_count": batch,
+    }
+    f = lambda x, w: conv_general_dilated(x, w, **options)
+    expected = reference.conv_general_dilated(x, w, **options)
+    dy = integers(*expected.shape)
+    of_oracle = reference.conv_gradients(x, w, dy, lhs_dilation=(1, 1), rhs_dilation=(1, 1), **options)
+
+    @jax.jit
+    def run(x, w, dy):
+        y, pull = jax.vjp(f, x, w)
+        return y, *pull(dy)
+
+    operands = [jnp.asarray(array, dtype) for array in (x, w, dy)]
+    for got, exact in zip(run(*operands), (expected, *of_oracle), strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, jnp.asarray(exact, dtype))
+    assert str(jax.make_jaxpr(run)(*operands)).count("conv_general_dilated[") <= 3
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3e38, 1e-45, np.inf, np.nan])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
 def test_one_is_one(value, dtype):

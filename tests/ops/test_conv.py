@@ -234,6 +234,7 @@ CONVOLUTIONS = {
     "one tap, strided": ((8, 8, 8, 8), (1, 1, 8, 16), (2, 2), "SAME", {}),
     "2 groups": ((8, 8, 8, 8), (3, 3, 4, 8), (1, 1), "SAME", {"feature_group_count": 2}),
     "4 groups": ((8, 8, 8, 8), (3, 3, 2, 8), (2, 1), "SAME", {"feature_group_count": 4}),
+    "16 groups": ((8, 6, 5, 32), (3, 3, 2, 16), (2, 1), "SAME", {"feature_group_count": 16}),
     "depthwise": ((8, 8, 8, 8), (3, 3, 1, 8), (1, 1), "SAME", {"feature_group_count": 8}),
     "dilated": ((8, 8, 8, 8), (3, 3, 8, 8), (1, 1), "SAME", {"rhs_dilation": (2, 2)}),
     "transposed": ((8, 4, 4, 8), (3, 3, 8, 8), (1, 1), ((2, 1), (2, 1)), {"lhs_dilation": (2, 2)}),
