@@ -280,6 +280,7 @@ def grouped(budget: Budget) -> dict[str, Any]:
     print("grouped: lax / auto")
     cases = {  # the convolution, whether for dw alone, and the target
         "3x3 in 4 groups, dw": (layer(16, 32, 32, 32, 3, groups=4), True, 10),
+        "3x3 in 32 groups, y, dx and dw": (layer(8, 14, 256, 256, 3, groups=32), False, 5),
         "3x3 depthwise, y, dx and dw": (layer(16, 32, 32, 32, 3, groups=32), False, 5),
         "one channel, LeNet-5's C1, dw": (layer(128, 32, 1, 6, 5, pad=0), True, 1.5),
         "one channel, geron_fashion's conv1, dw": (layer(128, 28, 1, 64, 7), True, 1.5),

@@ -182,10 +182,10 @@ def decode_image(content: bytes | str | os.PathLike[str], where: str) -> "Image.
         raise InputError(f"image {where} is too large: {error}") from None
     except (
         OSError,
+        RuntimeError,
         ValueError,
         SyntaxError,
         EOFError,
-        NotImplementedError,
     ) as error:  # what Pillow's decoders raise on damaged files
         unknown = type(error).__name__ == "UnidentifiedImageError"
         reason = f"it is in none of the formats {', '.join(_formats())}" if unknown else error

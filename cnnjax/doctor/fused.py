@@ -20,6 +20,7 @@ What is compiled wrongly is off by far more.
 import functools
 import itertools
 import math
+import os
 import subprocess
 import sys
 import zlib
@@ -627,7 +628,13 @@ def probe(name: str, timeout: float = 120) -> str | None:
         return PROBES[name]()
     code = f"import cnnjax\nfrom cnnjax.doctor import fused\nprint(fused.PROBES[{name!r}]() or '')"
     try:
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},  # whose faults they are; a TPU is held by this process
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
     except subprocess.TimeoutExpired:
         return f"the process did not end within {timeout:.0f} s"
     if ran.returncode < 0:

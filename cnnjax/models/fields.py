@@ -71,7 +71,7 @@ def _problem(value: Any, hint: Any, least: int | None, most: int) -> str | None:
         return None if value is None else "None"
     if origin is tuple:
         return _tuple_problem(value, arguments, least, most)
-    if isinstance(hint, type):
+    if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):  # which has no instances to ask for
         return None if isinstance(value, hint) else hint.__name__
     return None
 

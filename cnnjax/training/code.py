@@ -218,8 +218,9 @@ def _find(name: str, folder: str) -> importlib.machinery.ModuleSpec | None:
     top, _, _ = name.partition(".")
     if top in _NOT_OWN:
         return None
-    if name in sys.modules:
-        return getattr(sys.modules[name], "__spec__", None)
+    module = sys.modules.get(name)
+    if module is not None and not isinstance(_loader(module), _Loader):  # or it is another file's own
+        return getattr(module, "__spec__", None)
     parent, _, _ = name.rpartition(".")
     if not parent:
         return importlib.machinery.PathFinder.find_spec(name, [folder, *sys.path])

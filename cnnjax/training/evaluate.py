@@ -48,8 +48,8 @@ def evaluate(
     given = {field: value for field, value in where.items() if value is not None}
     if name is not None:
         given = {"raw_dir": None, "data_dir": None, "name": name} | given  # the run's own folders hold its own set
-        if split != "validation":
-            given["validation"] = 0.0  # of a set that the run was not trained on, nothing has to be held out
+    if split == "test" or (name is not None and split != "validation"):
+        given["validation"] = 0.0  # nothing has to be held out, and there may be nothing to hold it out of
     config = dataclasses.replace(
         run.config,
         data=dataclasses.replace(run.config.data, **given),

@@ -5,7 +5,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
@@ -201,7 +201,7 @@ def files_in(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
             found.append(path)
             continue
         inside = []
-        for parent, folders, names in os.walk(path):
+        for parent, folders, names in os.walk(path, onerror=_unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             inside += [pathlib.Path(parent, name) for name in sorted(names) if not name.startswith(".")]
         images = [file for file in inside if pictures.is_image_name(file.name)]
@@ -209,6 +209,10 @@ def files_in(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
             raise InputError(f"images: the folder {path} holds no images")
         found += images
     return found
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"images: the folder {error.filename} can't be read ({error.strerror})")
 
 
 def looks_inverted(images: np.ndarray, brightness: Sequence[float] | None) -> np.ndarray:
