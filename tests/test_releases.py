@@ -27,7 +27,7 @@ def test_releases_that_need_a_flag_get_it(version):
     assert set_flags("--xla_dump_to=x", version) == (None, f"--xla_dump_to=x {FLAG}=-reduce")
 
 
-@pytest.mark.parametrize("version", ["0.11.1", "0.11.2", "0.11.3", "0.10.2.dev1", "0.12.0", None])
+@pytest.mark.parametrize("version", ["0.11.3", "0.10.2.dev1", "0.12.0", None])
 def test_others_get_none(version):
     """XLA ends the process at a flag it doesn't know."""
     for too_late in (False, True):
@@ -50,6 +50,19 @@ def test_the_users_own_flag_is_kept_where_it_is_right(value):
 def test_the_users_own_flag_is_kept_and_told_of_where_it_contradicts(value):
     line = f"{WRONG}: yours has {FLAG}={value}"
     assert set_flags(f"{FLAG}={value} --xla_dump_to=x") == (line, f"{FLAG}={value} --xla_dump_to=x")
+
+
+@pytest.mark.parametrize("version", ["0.11.1", "0.11.2"])
+def test_transforms_on_one_thread(version):
+    flag = "--xla_cpu_multi_thread_eigen"
+    line = f"jaxlib {version} may hang on CPU in Fourier transforms unless XLA_FLAGS has {flag}=false"
+    assert set_flags(f"{FLAG}=reduce", version) == (None, f"{FLAG}=reduce {flag}=false")
+    for value, said in (("false", None), ("0", None), ("true", line), ("1", line)):
+        given = f"{flag}={value} --xla_dump_to=x"
+        assert set_flags(given, version) == (said and f"{said}: yours has {flag}={value}", given)
+    assert set_flags(f"{flag}=false {flag}=true", version)[0] is not None
+    assert set_flags(f"{flag}=true {flag}=false", version)[0] is None
+    assert set_flags(None, version, too_late=True)[0].startswith(f"{line}: import cnnjax before")
 
 
 def test_of_several_flags_the_later_ones_change_the_earlier():
@@ -90,7 +103,8 @@ def test_the_flags_are_in_force():
     code = (
         "import jax\n{first}\nimport cnnjax\nfrom jax._src.lib import xla_client\njax.devices()\n"
         "options = xla_client.CompileOptions()\n"
-        "print('LIBRARY_FUSION_TYPE_REDUCE' in str(options.executable_build_options.debug_options))"
+        "options = str(options.executable_build_options.debug_options)\n"
+        "print('LIBRARY_FUSION_TYPE_REDUCE' in options and 'xla_cpu_multi_thread_eigen: true' in options)"
     )
     environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     for first, too_late in (("", False), ("jax.devices()", True)):

@@ -23,6 +23,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -600,6 +601,21 @@ def _eager() -> str | None:
     return None if ((uniform >= 0) & (uniform < 1)).all() else "uniform numbers outside jit are not between 0 and 1"
 
 
+def transforms(seconds: float = 3) -> None:
+    """openxla/xla#46347, jaxlib 0.11.1 and 0.11.2: transforms on all threads wait for work that no thread is left for.
+
+    Args:
+      seconds: for how long to try it. On two cores it hung within one of them nearly always.
+    """
+    x, cores = jnp.ones((8, 32, 32, 8)), os.cpu_count() or 1
+    side_by_side = lambda count: jax.jit(lambda x: [jnp.fft.rfftn(x + i, axes=(1, 2)) for i in range(count)])
+    programs = [side_by_side(count) for count in (cores + 1, 2 * cores, 4 * cores)]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for program in programs:
+            jax.block_until_ready(program(x))
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "convolution 5x5x1x6 and mean": functools.partial(_folded, 64, 1, 5, 6),
     "convolution 3x3x3x16 and mean": functools.partial(_folded, 8, 3, 3, 16),
@@ -607,14 +623,15 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "jax#39257": _broadcast,
     "jax#40412": _degenerate,
     "jax#40633": _eager,
+    "openxla/xla#46347": transforms,
 }
 """Programs that some release compiled wrongly; each returns a line where its values are wrong, else None."""
 
-ENDING = ("jax#39257", "jax#40412")
-"""The probes that may end the process; `probe` runs them in one of their own."""
+ENDING = ("jax#39257", "jax#40412", "openxla/xla#46347")
+"""The probes that may end the process, or hang; `probe` runs them in one of their own."""
 
 
-def probe(name: str, timeout: float = 120) -> str | None:
+def probe(name: str, timeout: float = 60) -> str | None:
     """Runs one of `PROBES`, in a process of its own where it might end this one.
 
     Args:
@@ -630,7 +647,8 @@ def probe(name: str, timeout: float = 120) -> str | None:
     try:
         ran = subprocess.run(
             [sys.executable, "-c", code],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},  # whose faults they are; a TPU is held by this process
+            # Whose faults they are, a TPU being held by this process; of more devices there would be more threads.
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
             capture_output=True,
             text=True,
             timeout=timeout,

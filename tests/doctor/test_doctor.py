@@ -130,7 +130,8 @@ FLAG = f"{releases.YNN_FUSION}=-reduce"
     [
         ("0.10.2", FLAG, "right", "0.10.2, admitted, 2 faults cured by XLA_FLAGS"),
         ("0.10.1", "", "wrong", "jaxlib 0.10.1 computes wrong values on CPU unless XLA_FLAGS has "),
-        ("0.11.2", "", "right", "0.11.2, admitted"),
+        ("0.11.2", "--xla_cpu_multi_thread_eigen=false", "right", "0.11.2, admitted, 1 fault cured by XLA_FLAGS"),
+        ("0.11.2", "", "wrong", "jaxlib 0.11.2 may hang on CPU in Fourier transforms unless XLA_FLAGS has "),
         ("9.9.9", "", "known", "9.9.9 was not admitted (docs/releases.md): trust what follows"),
         (None, "", "known", "None was not admitted"),
     ],
