@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
@@ -49,6 +50,17 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(content, path)
 
 
+class _Folder(importlib.abc.Loader):
+    """Of a package that is a folder without `__init__.py`: there is nothing to execute."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+_OWN = (_Loader, _Folder)
+"""What an experiment's own modules are loaded by."""
+
+
 @dataclasses.dataclass
 class _Finder:
     """Finds own modules beside the experiment's file, as `python FILE` does, or on the usual path.
@@ -64,16 +76,34 @@ class _Finder:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name.partition(".")[0] in _NOT_OWN:
             return None
-        within = isinstance(_loader(sys.modules.get(name.rpartition(".")[0])), _Loader)
+        within = isinstance(_loader(sys.modules.get(name.rpartition(".")[0])), _OWN)
         if not (self.executing or within) and importlib.machinery.PathFinder.find_spec(name, path) is not None:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, [self.folder, *sys.path] if path is None else path)
-        if spec is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
+        spec = _search(name, [self.folder, *sys.path] if path is None else path)
+        if spec is None:
+            return None
+        folders = spec.submodule_search_locations
+        if spec.loader is None and folders and is_own(folders[0]):
+            found = importlib.machinery.ModuleSpec(name, _Folder(), is_package=True)
+            found.submodule_search_locations = folders
+            return found
+        if type(spec.loader) is not importlib.machinery.SourceFileLoader:
             return None
         if spec.origin is None or not is_own(spec.origin):
             return None
-        spec.loader = _Loader(name, spec.origin, self.allowed)
-        return spec
+        loader = _Loader(name, spec.origin, self.allowed)
+        return importlib.util.spec_from_file_location(name, loader=loader, submodule_search_locations=folders)
+
+
+def _search(name: str, folders: Iterable[str]) -> importlib.machinery.ModuleSpec | None:
+    """Where one of these folders has a module, as the spec of the last part of its name.
+
+    By its whole name `PathFinder` would look for the package above it in `sys.modules`, where it need not be.
+    """
+    spec = importlib.machinery.PathFinder.find_spec(name.rpartition(".")[2], list(folders))
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec.submodule_search_locations = list(spec.submodule_search_locations)
+    return spec
 
 
 _EXECUTED: dict[str, str] = {}
@@ -98,7 +128,7 @@ def execute(path: pathlib.Path, allowed: Iterable[str] | None = None) -> ModuleT
     allowed = None if allowed is None else frozenset(allowed)
     name = f"cnnjax_experiment_{path.stem}"
     # Own modules of an experiment before may bear the same names, or may have been changed since.
-    for old in [old for old, module in sys.modules.items() if isinstance(_loader(module), _Loader)]:
+    for old in [old for old, module in sys.modules.items() if isinstance(_loader(module), _OWN)]:
         del sys.modules[old]
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
     _EXECUTED.clear()
@@ -219,15 +249,14 @@ def _find(name: str, folder: str) -> importlib.machinery.ModuleSpec | None:
     if top in _NOT_OWN:
         return None
     module = sys.modules.get(name)
-    if module is not None and not isinstance(_loader(module), _Loader):  # or it is another file's own
+    if module is not None and not isinstance(_loader(module), _OWN):  # or it is another file's own
         return getattr(module, "__spec__", None)
     parent, _, _ = name.rpartition(".")
     if not parent:
-        return importlib.machinery.PathFinder.find_spec(name, [folder, *sys.path])
+        return _search(name, [folder, *sys.path])
     above = _find(parent, folder)
-    if above is None or not above.submodule_search_locations or not is_own(above.submodule_search_locations[0]):
-        return None
-    return importlib.machinery.PathFinder.find_spec(name, above.submodule_search_locations)
+    folders = list(above.submodule_search_locations or ()) if above is not None else []
+    return _search(name, folders) if folders and is_own(folders[0]) else None
 
 
 def is_ours(kind: Any) -> bool:

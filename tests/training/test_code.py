@@ -265,6 +265,64 @@ def test_own_modules_are_always_those_of_the_file(tmp_path):
     assert hashes != code.hashes_now(tmp_path / "one" / "main.py")
 
 
+NESTED = {
+    "all folders": {"main.py": "from a.b.c import value\n", "a/b/c.py": "from .d import value\n", "a/b/d.py": "{}"},
+    "one in a package": {
+        "main.py": "import pkg.sub.c\nvalue = pkg.sub.c.value\n",
+        "pkg/__init__.py": "",
+        "pkg/sub/c.py": "{}",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_folders_without_init_hold_own_modules(tmp_path, kind):
+    """Found wherever Python was started, and not those of another experiment that are in `sys.modules`."""
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    mains = [tmp_path / name / "main.py" for name in ("one", "two")]
+    for main in mains:
+        value = f"value = {main.parent.name!r}\n"
+        write(main.parent, {name: text.replace("{}", value) for name, text in NESTED[kind].items()})
+    for main in (*mains, mains[0]):
+        found = code.hashes_now(main)
+        assert set(found) == set(NESTED[kind])
+        record = {"experiment_file": str(main), "what": {"code": found}}
+        assert code.why_not_executed(record, tmp_path / "runs" / "run") is None
+        assert code.execute(main, found.values()).value == main.parent.name
+        assert code.hashes(main) == found
+
+
+def test_a_run_with_modules_in_nested_folders_is_evaluated(tmp_path, capsys):
+    experiment = EXPERIMENT.replace("from parts import blocks", "from a.b import c as blocks")
+    write(tmp_path / "project", {"mine.py": experiment, "a/b/c.py": FILES["parts/blocks.py"]})
+    run = tmp_path / "runs" / "run"
+    assert command("run", tmp_path / "project" / "mine.py", "--workdir", run) == 0
+    code.execute(tmp_path / "project" / "a" / "b" / "c.py")  # which forgets the run's modules, as a new process
+    capsys.readouterr()
+    assert command("evaluate", run) == 0
+    assert capsys.readouterr().err == ""
+    edit(tmp_path / "project" / "a" / "b" / "c.py", "nn.relu", "nn.tanh")
+    assert command("evaluate", run) == 2
+    assert "a/b/c.py has changed since the run" in capsys.readouterr().err
+    models.MODELS.pop("mine", None)
+
+
+def test_modules_of_another_run_are_not_taken_for_a_runs_own(tmp_path):
+    """Two experiments, each with a `blocks.py` of its own: in either order, whichever was executed before."""
+    experiment = EXPERIMENT.replace("from parts import blocks", "import blocks")
+    for name, act in (("one", "relu"), ("two", "tanh")):
+        file = tmp_path / name / "mine.py"
+        write(file.parent, {"mine.py": experiment, "blocks.py": f"import flax.linen as nn\nact = nn.{act}\n"})
+        assert command("run", file, "--workdir", tmp_path / "runs" / name) == 0
+    for name, other in (("one", "two"), ("two", "one")):
+        code.execute(tmp_path / other / "mine.py")
+        run = tmp_path / "runs" / name
+        assert code.why_not_executed(rundir.read_config(run), run) is None
+    for name in ("one", "two", "one"):
+        assert cnnjax.load(tmp_path / "runs" / name).not_executed is None
+    models.MODELS.pop("mine", None)
+
+
 def test_nothing_but_what_is_allowed_is_executed(tmp_path):
     write(tmp_path, {"main.py": "import part\n", "part.py": "raise SystemExit('executed')\n"})
     allowed = {code.hashes_now(tmp_path / "main.py")["main.py"]}
