@@ -25,6 +25,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+import cnnjax
 from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
 from cnnjax.training import files, processes
@@ -40,6 +41,8 @@ _MERGED = re.compile(r"[^/]+/manifest\.ocdbt")
 """What Orbax writes into a checkpoint last, once the arrays of all processes are found by one name."""
 _NOT_LITERAL = re.compile(r"[*?\[\]\\\x00-\x1f\x7f\ud800-\udfff]|:/")
 """What a path may not hold for Orbax, which finds files by patterns, and for TensorStore, which turns backslashes."""
+_OTHER_STRUCTURE = "tree structures do not match"
+"""In what Orbax says of a checkpoint whose leaves are arranged otherwise than asked for."""
 
 # Orbax's threads print a traceback each for what `_failed` says in a line.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run()" not in record.getMessage())
@@ -200,7 +203,14 @@ def _names(directory: pathlib.Path) -> list[str]:
         raise RunError(f"{directory}: no folder of checkpoints ({error.strerror})") from error
 
 
-def restore(directory: pathlib.Path, manifest: Manifest, target: Any, *, without: Sequence[str] = ()) -> Any:
+def restore(
+    directory: pathlib.Path,
+    manifest: Manifest,
+    target: Any,
+    *,
+    without: Sequence[str] = (),
+    version: str | None = None,
+) -> Any:
     """The state saved in a checkpoint.
 
     Args:
@@ -208,6 +218,7 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any, *, without
       manifest: of the one to restore, as `read_manifest` verified it.
       target: the state as `jax.ShapeDtypeStruct` leaves with shardings: structure and placement of the result.
       without: attributes of the state that are not read; the leaves that they have in the result mean nothing.
+      version: of cnnjax, that made the run, where that is known; named where the structure differs.
 
     Raises:
       RunError: the checkpoint holds another structure, or leaves of other shapes or types.
@@ -224,12 +235,34 @@ def restore(directory: pathlib.Path, manifest: Manifest, target: Any, *, without
     wanted = dataclasses.replace(target, **left_out) if left_out else target
     try:
         with _literally(directory) as path:
-            state = ocp.load(f"{path}/{manifest.step}", wanted)
+            state = _load(f"{path}/{manifest.step}", wanted)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
+        if _OTHER_STRUCTURE in str(error):
+            by = f" by cnnjax {version}" if version else ""
+            raise RunError(
+                f"{where} was saved{by} with a state of another structure, though of the same arrays; this is cnnjax "
+                f"{cnnjax.__version__}, allowed: the version that saved it"
+            ) from error
         raise RunError(f"{where} can't be restored: {_reason(error)}") from error
     if _leaves(state) != _leaves(wanted):  # as when a float64 state is restored with 64-bit types switched off
         raise RunError(f"{where} was not restored as it was saved: the types of its leaves changed")
     return state
+
+
+def _load(path: str, wanted: Any) -> Any:
+    """What Orbax loads; a part of the state that is empty may be missing, as a version without it saved none."""
+    try:
+        return ocp.load(path, wanted)
+    except ValueError as error:
+        if _OTHER_STRUCTURE not in str(error):
+            raise
+        parts = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)}
+        there: Any = ocp.metadata(path).metadata
+        absent = {name: part for name, part in parts.items() if name not in there and not jax.tree.leaves(part)}
+        if not absent:
+            raise
+        found = ocp.load(path, {name: part for name, part in parts.items() if name not in absent})
+        return dataclasses.replace(wanted, **found, **absent)
 
 
 def _reason(error: BaseException) -> str:

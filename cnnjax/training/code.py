@@ -22,6 +22,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from cnnjax.ops.errors import InputError
+from cnnjax.training import files
 
 Code = dict[str, str]
 """sha256 of each file, by its path relative to the experiment's folder."""
@@ -312,7 +313,7 @@ def why_not_executed(record: dict[str, Any], run_dir: pathlib.Path) -> str | Non
         return "it lies beside the run's folder, which was not made here, and may have come with it"
     recorded = record["what"].get("code")
     if not isinstance(recorded, dict) or not recorded:
-        return "the run was made by an earlier version, which did not record its sha256"
+        return f"the run was made by {files.earlier_version(record)}, which did not record its sha256"
     different = changed(recorded, hashes_now(path, recorded))
     return f"{', '.join(different)} since the run" if different else None
 

@@ -60,6 +60,21 @@ def replace(path: pathlib.Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def version_of(record: dict[str, Any]) -> str | None:
+    """The version of cnnjax that last wrote a run's record; None where the record doesn't say."""
+    history = record.get("history")
+    last = history[-1] if isinstance(history, list) and history else None
+    versions = last.get("versions") if isinstance(last, dict) else None
+    version = versions.get("cnnjax") if isinstance(versions, dict) else None
+    return version if isinstance(version, str) else None
+
+
+def earlier_version(record: dict[str, Any]) -> str:
+    """Says that an earlier version of cnnjax wrote a run's record, and which, where the record says so."""
+    version = version_of(record)
+    return "an earlier version of cnnjax" + (f" (recorded as {version})" if version else "")
+
+
 def seal(content: Any) -> str:
     """The sha256 of what JSON can hold, keys sorted: equal exactly when all of it is."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 
 from cnnjax import models
 from cnnjax.ops.errors import InputError
-from cnnjax.training import ambient, checkpoint, rundir
+from cnnjax.training import ambient, checkpoint, files, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
@@ -170,7 +170,13 @@ def _restore(
         manifest = _choose(directory, best)
         try:
             rundir.check_owner(manifest, directory, record)
-            state = checkpoint.restore(directory, manifest, target, without=("step", "key", "opt_state", *unused))
+            state = checkpoint.restore(
+                directory,
+                manifest,
+                target,
+                without=("step", "key", "opt_state", *unused),
+                version=files.version_of(record),
+            )
         except RunError:
             if _is_there(directory, manifest.step):
                 raise

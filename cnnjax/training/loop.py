@@ -23,7 +23,7 @@ from cnnjax import data as datasets
 from cnnjax import models
 from cnnjax.analysis import pictures
 from cnnjax.ops.errors import InputError
-from cnnjax.training import ambient, checkpoint, contract, doubts, metrics, processes, rundir
+from cnnjax.training import ambient, checkpoint, contract, doubts, files, metrics, processes, rundir
 from cnnjax.training import code as codes
 from cnnjax.training import config as configs
 from cnnjax.training import mesh as meshes
@@ -492,7 +492,7 @@ def _restore(
         raise RunError(
             f"checkpoint {manifest.step} in {checkpoints.directory}: its manifest is not one ({error})"
         ) from error
-    state = checkpoint.restore(checkpoints.directory, manifest, target)
+    state = checkpoint.restore(checkpoints.directory, manifest, target, version=files.version_of(of))
     report.note(f"resuming from step {manifest.step:,}")
     return state, progress, mark
 

@@ -74,8 +74,8 @@ def doubt(path: pathlib.Path, record: dict[str, Any]) -> str | None:
     """
     if unsealed(record):
         return (
-            f"{path} is of an earlier version of cnnjax, which did not seal it: it is read, but a change to it would "
-            f"not be noticed"
+            f"{path} is of {files.earlier_version(record)}, which did not seal it: it is read, but a change to it "
+            f"would not be noticed"
         )
     if record.get("seal") != files.seal({name: value for name, value in record.items() if name != "seal"}):
         return f"{path} is not as it was written: it was edited, or is damaged"
@@ -270,8 +270,7 @@ def config_of(workdir: pathlib.Path, record: dict[str, Any]) -> Config:
     try:
         return configs.from_dict(Config, record["config"])
     except InputError as error:
-        versions = record["history"][-1].get("versions") if record["history"] else None
-        version = versions.get("cnnjax") if isinstance(versions, dict) else None
+        version = files.version_of(record)
         by = f"; the run was made by cnnjax {version}, this is {cnnjax.__version__}" if version else ""
         raise InputError(f"{workdir / 'config.json'}: {error}{by}") from error
 
