@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cnnjax"
 MAY_IMPORT = {
     "ops": set(),
     "models": {"ops"},
-    "data": {"ops"},
+    "data": {"ops", "terminal"},
     "analysis": {"ops", "models", "data", "terminal"},
     "training": {"ops", "models", "data", "analysis", "terminal", "interrupts", "start"},
     "doctor": {"ops", "models", "data", "training", "terminal", "releases"},

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
+from cnnjax import terminal
 from cnnjax.ops.errors import InputError
 
 LARGEST_MEMBER = 2**30
@@ -137,8 +138,8 @@ def read_members(file: BinaryIO, where: str) -> Iterator[tuple[str, bytes]]:
     except _DAMAGE as error:
         raise InputError(f"{where}: the archive is damaged or cut short ({error})") from None
     if links:
-        print(
-            f"cnnjax: {where}: {len(links):,} links or devices are passed over, such as {links[0]!r}", file=sys.stderr
+        terminal.say(
+            f"cnnjax: {where}: {len(links):,} links or devices are passed over, such as {links[0]!r}", sys.stderr
         )
 
 

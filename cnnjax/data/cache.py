@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from cnnjax import terminal
 from cnnjax.data.arrays import Arrays, Dataset, NoSplit
 from cnnjax.ops.errors import InputError
 
@@ -64,10 +65,10 @@ def cached(
     """
     folder = cache_directory(cache_dir)
     if folder is None:
-        print(
+        terminal.say(
             f"cnnjax: this user has no home folder, so {name} is decoded at each start; --data.cache-dir or"
             " CNNJAX_CACHE names a folder to keep it in",
-            file=sys.stderr,
+            sys.stderr,
         )
         return build()
     remove_abandoned(folder)
@@ -79,10 +80,10 @@ def cached(
     except (FileNotFoundError, NotADirectoryError):
         pass
     except PermissionError as error:  # another user's, who let nobody read it
-        print(f"cnnjax: {path} cannot be read ({error.strerror}); going on without it", file=sys.stderr)
+        terminal.say(f"cnnjax: {path} cannot be read ({error.strerror}); going on without it", sys.stderr)
         return build()
     except Exception as error:  # damage can surface as almost any exception of zipfile, numpy or json
-        print(f"cnnjax: the cached data set {path} is damaged ({error}); building it again", file=sys.stderr)
+        terminal.say(f"cnnjax: the cached data set {path} is damaged ({error}); building it again", sys.stderr)
     dataset = build()
     write_atomically(path, lambda file: _write(file, dataset, key))
     return dataset
@@ -126,7 +127,7 @@ def write_atomically(path: pathlib.Path, write: Callable[[BinaryIO], object]) ->
             os.replace(temporary, path)
         return True
     except OSError as error:
-        print(f"cnnjax: warning: {path} could not be written ({error}); going on without it", file=sys.stderr)
+        terminal.say(f"cnnjax: warning: {path} could not be written ({error}); going on without it", sys.stderr)
         return False
     finally:
         with contextlib.suppress(OSError):  # it is there where the write or the replacement failed

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from cnnjax import terminal
 from cnnjax.data.archive import read_members
 from cnnjax.data.arrays import Arrays, Dataset, NoSplit
 from cnnjax.data.cache import cached_for
@@ -88,9 +89,7 @@ def load_folder(
     if _STANDS_IN in dataset.provenance:
         del images["train"]
     _say(str(raw_dir), dataset.classes, images)
-    for said in (dataset.provenance.get(key) for key in (_FLAT, _SKIPPED, _RENAMED)):
-        if said:
-            print(f"cnnjax: {raw_dir}: {said}", file=sys.stderr)
+    _say_notes(str(raw_dir), dataset.provenance)
     return dataset
 
 
@@ -104,7 +103,13 @@ def _same(content: bytes) -> bytes:
 
 def _say(where: str, classes: Sequence[str], images: Mapping[str, int]) -> None:
     counts = ", ".join(f"{images[split]:,} in {split}" for split in dict.fromkeys(SPLITS.values()) if split in images)
-    print(f"cnnjax: {where} holds images of {len(classes):,} classes: {counts}", file=sys.stderr)
+    terminal.say(f"cnnjax: {where} holds images of {len(classes):,} classes: {counts}", sys.stderr)
+
+
+def _say_notes(where: str, notes: Mapping[str, str]) -> None:
+    for key in (_FLAT, _SKIPPED, _RENAMED):
+        if key in notes:
+            terminal.say(f"cnnjax: {where}: {f'{key}: ' if key == _SKIPPED else ''}{notes[key]}", sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +273,7 @@ def _layout(
         few = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         kinds = [f"{len(others):,} files that are no images of a class ({few})"] if others else []
         kinds += [f"{hidden:,} hidden files"] if hidden else []
-        notes[_SKIPPED] = f"passed over: {' and '.join(kinds)}"
+        notes[_SKIPPED] = " and ".join(kinds)
     tops = {name.split("/")[0] for name in images}
     if not images:
         raise InputError(f"{where} holds no images; it must hold {_LAYOUT}")
@@ -392,8 +397,7 @@ def open_files(raw_dir: Path, needed: str = "train") -> tuple[dict[str, Files], 
     layout = _layout(str(raw_dir), found, listing.hidden, lambda name: is_image(_read(found[name])), needed)
     splits = {split: Files(root, *_names(names, layout.classes)) for split, names in layout.splits.items()}
     _say(str(raw_dir), layout.classes, {split: len(names) for split, names in splits.items()})
-    for said in layout.notes.values():
-        print(f"cnnjax: {raw_dir}: {said}", file=sys.stderr)
+    _say_notes(str(raw_dir), layout.notes)
     # What lies beside the splits has always counted; what is passed over within them does not.
     images = {name for source in splits.values() for name in source.names}
     counted = {name: path for name, path in found.items() if name in images or "/" not in name}

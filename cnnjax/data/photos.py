@@ -45,6 +45,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cnnjax import terminal
 from cnnjax.data import order
 from cnnjax.data.arrays import NoSplit
 from cnnjax.data.class_names import check_class_names
@@ -234,7 +235,7 @@ def open_photo_set(
     photos = {split: Photos(source, classes) for split, source in splits.items() if len(source)}
     for split in {"test", "validation"} & set(photos):
         if photos[split].source[0][1] == -1:  # as of ImageNet's test images
-            print(f"cnnjax: {split!r} of {name!r} has no labels (-1) and is left out", file=sys.stderr)
+            terminal.say(f"cnnjax: {split!r} of {name!r} has no labels (-1) and is left out", sys.stderr)
             del photos[split]
     train = photos.get("train") or photos.get(needed if "train" not in splits else "train")
     if train is None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cnnjax import terminal
 from cnnjax.data.arrays import Dataset, check
 from cnnjax.data.cifar import load_cifar10
 from cnnjax.data.digits import load_digits
@@ -97,9 +98,9 @@ def load(
         raise InputError(f"data set {name!r}: its function returned {kind}; expected: a cnnjax.data.Dataset")
     dataset = resize_dataset(check(dataset), size, fit)
     if STRETCHED in dataset.provenance:
-        print(
+        terminal.say(
             f"cnnjax: {name}: {dataset.provenance[STRETCHED]} and lost their proportions; --data.fit letterbox or crop"
             " keeps them",
-            file=sys.stderr,
+            sys.stderr,
         )
     return dataset

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjax import terminal
 from cnnjax.data.arrays import Arrays, Dataset, NoSplit, check, sha256
 from cnnjax.data.cache import cached_for, originals_directory
 from cnnjax.data.features import check_features
@@ -84,10 +85,10 @@ def _say_if_nameless(name: str, directory: pathlib.Path, classes: tuple[str, ...
     if classes == tuple(map(str, range(len(classes)))) and not any(
         path.stat().st_size for path in directory.glob("*.labels.txt")
     ):
-        print(
+        terminal.say(
             f"cnnjax: 'tfds:{name}' has no names for its {len(classes)} classes (none in *.labels.txt of {directory}):"
             " they are called by their numbers",
-            file=sys.stderr,
+            sys.stderr,
         )
 
 
@@ -298,7 +299,7 @@ def _check_shards(name: str, splits: Mapping[str, Any]) -> None:
                     raise InputError(f"{where}: {path} has {found} examples, but {prepared} were prepared")
                 owner, other = owners.setdefault(content, (split, path))
                 if owner != split and found:
-                    print(f"cnnjax: warning: {where}: {path} is a copy of {other} of {owner!r}", file=sys.stderr)
+                    terminal.say(f"cnnjax: warning: {where}: {path} is a copy of {other} of {owner!r}", sys.stderr)
 
 
 def _read(
@@ -328,7 +329,7 @@ def _read(
         source, prepared = _source(name, directory, builder, split), int(info.splits[split].num_bytes)
         arrays, changed = read(f"'tfds:{name}', split {split!r}", source, prepared=prepared)
         if split != "train" and (arrays.label == -1).all():
-            print(f"cnnjax: {split!r} of 'tfds:{name}' has no labels (all -1) and is left out", file=sys.stderr)
+            terminal.say(f"cnnjax: {split!r} of 'tfds:{name}' has no labels (all -1) and is left out", sys.stderr)
         else:
             splits[split] = arrays
             stretched += changed

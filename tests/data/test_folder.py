@@ -1,12 +1,15 @@
 """Anyone's images, from a folder and from tars."""
 
+import ast
 import os
+import pathlib
 import tarfile
 
 import numpy as np
 import pytest
 
-from cnnjax import data
+from cnnjax import cli, data
+from cnnjax.data.folder import open_files
 from cnnjax.ops.errors import InputError
 
 
@@ -300,3 +303,34 @@ def test_a_stream_is_held_to_names_and_sizes(tmp_path, files, pictures):
     assert data.open_photo_set("folder", raw_dir=root).sha256 != before
     path.write_bytes(good)
     assert data.open_photo_set("folder", raw_dir=root).sha256 == before
+
+
+@pytest.mark.parametrize("opening", [lambda folder: data.load("folder", raw_dir=folder), open_files])
+def test_names_of_files_reach_the_terminal_as_text(opening, tmp_path, files, pictures, capsys):
+    """What a terminal would obey, such as a change of its title, is shown; a line break begins no line."""
+    opening(files.tree(tmp_path / "f", pictures | {"train/cat/a\x1b]0;owned\x07\nb.txt": b"x"}))
+    counts, passed = capsys.readouterr().err.splitlines()
+    assert counts == f"cnnjax: {tmp_path / 'f'} holds images of 2 classes: 5 in train, 3 in test"
+    assert passed.endswith(r": passed over: 1 files that are no images of a class (train/cat/a\x1b]0;owned\x07\nb.txt)")
+
+
+def test_lines_about_data_are_said_by_the_terminal_s_rules():
+    """`terminal.say` escapes and wraps them; a download's progress alone, of our own names, is rewritten in place."""
+    printing = [
+        (path.name, node.lineno)
+        for path in pathlib.Path(data.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert {name for name, _ in printing} <= {"originals.py"}
+
+
+def test_what_was_passed_over_is_shown_once(tmp_path, files, pictures, capsys):
+    folder = files.tree(tmp_path / "f", pictures | {"README.md": b"x", "train/cat/.hidden": b"x"})
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", "show", "folder", "--raw-dir", str(folder)])
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    line = "passed over: 1 files that are no images of a class (README.md) and 1 hidden files"
+    assert f"  {line}\n" in out
+    assert f"cnnjax: {folder}: {line}\n" in err
