@@ -24,6 +24,7 @@ from cnnjax.training.launch import docstring, exit_status, parse
 
 if TYPE_CHECKING:
     from cnnjax.training import LoadedRun
+    from cnnjax.training.predict import Prediction
 
 HELP = """cnnjax: published convolutional networks in JAX and Flax.
 
@@ -222,12 +223,21 @@ def _predict(argv: list[str]) -> int:
                 say(f"  {p:7.2%}  {name}")
             if found.none is not None:
                 say(f"  {found.none:7.2%}  (none of the classes)")
-        if found.inverted:
-            way = "without --invert" if chosen.invert else "with --invert"
-            say(f"warning: {found.file} is unlike the training images, and like them {way}", sys.stderr)
+        if found.excess:
+            say(f"warning: {found.file} is {_unlike(found, chosen.invert)}", sys.stderr)
     if failed:
         say(f"error: {failed} of {len(files)} images can't be read", sys.stderr)
     return 1 if failed else 0
+
+
+def _unlike(found: "Prediction", invert: bool) -> str:
+    """What an image of unusual brightness is, and what swaps black and white where that brings it nearer."""
+    way = "without --invert" if invert else "with --invert"
+    if found.swapped == 0:
+        return f"unlike the training images, and like them {way}"
+    kind = "brighter" if found.excess > 0 else "darker"
+    nearer = f"; {way} it is nearer to them" if found.looks_inverted() else ""
+    return f"{kind} than nearly all training images{nearer}"
 
 
 # ---- models and data -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import cnnjax
 from cnnjax import cli, data
@@ -244,6 +244,32 @@ def test_an_image_with_black_and_white_swapped_is_noticed(trained, folder, origi
     assert "like them without --invert" in capsys.readouterr().err
 
 
+def test_a_drawing_on_white_is_noticed(trained, folder, capsys):
+    """A thin digit is so bright that its negative is darker than any training image, but nearer to them."""
+    paper = Image.new("L", (280, 280), 255)
+    ImageDraw.Draw(paper).line((140, 40, 140, 240), 0, 12)
+    paper.save(folder / "drawn.png")
+    assert command("predict", trained, folder / "drawn.png") == 0
+    said = f"warning: {folder / 'drawn.png'} is brighter than nearly all training images; with --invert it is nearer"
+    assert capsys.readouterr().err == f"{said} to them\n"
+    assert command("predict", trained, folder / "drawn.png", "--invert") == 0
+    assert capsys.readouterr().err.endswith("is darker than nearly all training images\n")
+    Image.new("L", (28, 28), 0).save(folder / "black.png")
+    assert command("predict", trained, folder / "black.png") == 0
+    assert capsys.readouterr().err.endswith("black.png is darker than nearly all training images\n")
+
+
+def test_brightness_beyond_the_range_of_the_training_images():
+    """Above 0 brighter, below darker; a twentieth of the range's width is allowed on both sides, and a grey level."""
+    images = np.round(255 * np.array([0.2, 0.195, 0.17, 0.3, 0.42, 0.9]))[:, None, None, None].astype(np.uint8)
+    beyond = predict.excess(images, (0.2, 0.4))
+    np.testing.assert_allclose(beyond, [0, 0, -0.03, 0, 0.02, 0.5], atol=0.003)
+    assert list(predict.looks_inverted(images, (0.2, 0.4))) == [False, False, False, False, False, True]
+    assert not predict.excess(images[:1], (0.2, 0.2)).any()
+    assert not predict.excess(images, None).any()
+    assert predict.excess(images[:0], (0.2, 0.4)).shape == (0,)
+
+
 def test_a_loss_that_knows_none_of_the_classes_says_how_likely_that_is(run, folder):
     """And others don't."""
     (plain,) = predict.predict_files(run, [folder / "0.png"])
@@ -261,6 +287,7 @@ def test_test_images_are_not_taken_for_swapped_ones(real_data, name, most):
     dataset = data.load(name, raw_dir=real_data(name))
     low, high = np.quantile(data.brightness(dataset.train.image), (0.001, 0.999))
     assert predict.looks_inverted(dataset.test.image, (low, high)).mean() <= most
+    assert np.count_nonzero(predict.excess(dataset.test.image, (low, high))) < 0.001 * len(dataset.test)
     assert predict.looks_inverted(255 - dataset.test.image, (low, high)).mean() > (0.98 if name == "mnist" else 0.05)
     assert not predict.looks_inverted(255 - dataset.test.image, None).any()
 
