@@ -14,6 +14,7 @@ from PIL import Image
 
 import cnnjax
 from cnnjax import cli, data, models
+from cnnjax.doctor import checks, examine
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -98,8 +99,13 @@ def test_every_make_target_exists():
 
 
 def test_every_command_works(tmp_path, monkeypatch, capsys):
-    """In order and in one folder, in this process; FOLDER is a made-up set of MNIST's form, and IMAGE.png a digit."""
+    """In order and in one folder, in this process; FOLDER is a made-up set of MNIST's form, and IMAGE.png a digit.
+
+    Of the doctor one check that takes no time; the others have tests of their own.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(examine, "all_checks", lambda: [checks.Check("release of jaxlib", checks.release)])
     digits = data.load("digits", size=(28, 28))
     Image.fromarray(digits.test.image[0, ..., 0]).save("IMAGE.png")
     noise = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
@@ -125,7 +131,7 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err == ""
     assert asked == [str(tmp_path / "FOLDER")] * len([words for words in ran if "FOLDER" in words])
-    assert {words[1] for words in ran} >= {"run", "evaluate", "predict"}
+    assert {words[1] for words in ran} >= {"run", "evaluate", "predict", "doctor"}
 
     # What is said of a run's folder, and of loading it.
     (listing,) = [text for _, _, text in BLOCKS if text.startswith("runs/first/\n")]
