@@ -7,7 +7,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help quickstart test test-slow equivalence releases admit torture lint format types benchmark drawings notebooks clean
+.PHONY: help quickstart test test-slow equivalence releases admit torture attack lint format types benchmark drawings notebooks clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -45,7 +45,7 @@ admit:          ## what a new release of JAX must pass: make admit JAX=0.11.3 (d
 torture: $(VENV)/.installed                    ## runs killed and checkpoints damaged at random, nothing lost (15 minutes)
 	$(BIN)/python tests/training/torture.py
 
-attack: $(VENV)/.installed-$(EXTRAS)            ## a thousand attacks on commands, run folders and data: a line each (20 minutes)
+attack: $(VENV)/.installed-$(EXTRAS)            ## 2,500 attacks on commands, run folders and data: a line each (20 minutes)
 	$(BIN)/python tests/attack/attack.py --write docs/attacks.md
 
 lint: $(VENV)/.installed-dev                    ## ruff

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,14 +86,22 @@ def alone():
 
 @pytest.mark.slow
 def test_a_process_that_waits_for_its_peers_obeys(tmp_path):
-    options = ("--distributed.coordinator", "127.0.0.1:9187", "--distributed.num-processes", "2")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ("--distributed.coordinator", place, "--distributed.num-processes", "2")
     command = [sys.executable, "-m", "experiments.quickstart", "--workdir", str(tmp_path / "run"), *options]
     process = subprocess.Popen(
         [*command, "--distributed.process-id", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=alone()
     )
-    assert "waiting for process 1 of 2 at 127.0.0.1:9187" in process.stderr.readline()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stderr, selectors.EVENT_READ)
+        ready = selector.select(timeout=120)
+    if not ready:
+        process.kill()
+    assert f"waiting for process 1 of 2 at {place}" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "error: interrupted\n")
 
 
@@ -117,7 +127,7 @@ def test_at_many_moments(command, tmp_path):
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone()
         )
         maps = pathlib.Path(f"/proc/{process.pid}/maps")
-        while "jaxlib" not in maps.read_text():  # Python's own beginning is not ours
+        while process.poll() is None and "jaxlib" not in maps.read_text():  # Python's own beginning is not ours
             time.sleep(0.01)
         time.sleep(seconds * moment / 20)
         process.send_signal(signal.SIGINT)

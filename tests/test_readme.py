@@ -86,7 +86,10 @@ def commands() -> list[list[str]]:
 
 
 def test_every_make_target_exists():
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert sorted(targets) == sorted(phony.split())  # none of them makes a file of its name
     named = {words[1] for words in commands() if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)`", README))
     assert {"quickstart", "test"} <= named
     assert named <= set(targets)
@@ -166,3 +169,21 @@ def test_every_path_it_names_exists():
     assert "experiments" in linked
     assert "cnnjax/ops" in quoted
     assert [path for path in sorted(linked | quoted) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_every_relative_link_leads_somewhere(page):
+    """To a file or folder of the repository, and to a heading of a page where it names one."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = {target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    assert [target for target in sorted(targets) if not leads_somewhere(ROOT / page, target)] == []
+
+
+def leads_somewhere(page: pathlib.Path, target: str) -> bool:
+    """Whether a link of a page leads to a file of the repository, and to one of its headings."""
+    name, _, anchor = target.partition("#")
+    path = (page.parent / name).resolve() if name else page
+    if not path.is_relative_to(ROOT) or not path.exists():
+        return False
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if path.suffix == ".md" else []
+    return not anchor or anchor in {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}

@@ -655,7 +655,7 @@ def _decode(
       content: the encoded image.
       where: gives its name, for errors.
       size: as from `_jpeg_size`. Where it is None Pillow decodes: ImageNet has greys, CMYK and a PNG among its JPEGs,
-        and some that lie on their sides.
+        and some with an EXIF orientation.
       reduced: by how much to reduce it, 1, 2, 4 or 8; Pillow doesn't.
     """
     import simplejpeg

@@ -81,7 +81,7 @@ class _SteadyTime(types.ModuleType):
 
 
 def _steady_timeouts() -> None:
-    """Orbax measures its timeouts by the machine's clock: set forth during a save, that would end it as too late."""
+    """Orbax measures its timeouts by the machine's clock: set forward during a save, that would end it as too late."""
     steady = _SteadyTime()
     for name, module in list(sys.modules.items()):
         if name.startswith("orbax.checkpoint.") and getattr(module, "time", None) is time:
