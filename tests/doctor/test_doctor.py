@@ -2,7 +2,9 @@
 
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -67,16 +69,28 @@ def test_a_planted_wrong_convolution_fails(monkeypatch, wrong):
     assert "of 5x5 of one channel in float32" in outcome.detail
 
 
-def test_a_wrong_gradient_fails(monkeypatch):
-    """The value is right: the fault is in the kernel's gradient alone."""
+@pytest.mark.parametrize("operand", ["input", "kernel"])
+def test_a_wrong_gradient_fails(monkeypatch, operand):
+    """The value is right, and so is the other gradient: the fault is in one of them alone."""
+    shrunk = gradient_times(0.99)
+    right = convolutions._IMPLEMENTATIONS["im2col"]
+    if operand == "input":
+        convolve = lambda lhs, rhs, spec: right.convolve(shrunk(lhs), rhs, spec)
+    else:
+        convolve = lambda lhs, rhs, spec: right.convolve(lhs, shrunk(rhs), spec)
+    monkeypatch.setitem(convolutions._IMPLEMENTATIONS, "im2col", right._replace(convolve=convolve))
+    assert checks.convolution("im2col").detail.startswith(f"{operand} gradient of")
+
+
+def gradient_times(factor):
+    """The identity, with a gradient that is not its own."""
 
     @jax.custom_vjp
-    def shrunk(y):
-        return y
+    def identity(x):
+        return x
 
-    shrunk.defvjp(lambda y: (y, None), lambda _, dy: (dy * 0.99,))
-    planted(monkeypatch, "im2col", shrunk)
-    assert checks.convolution("im2col").detail.startswith("input gradient of")
+    identity.defvjp(lambda x: (x, None), lambda _, dy: (dy * factor,))
+    return identity
 
 
 @pytest.mark.parametrize("name", list(checks.POOLS))
@@ -84,16 +98,43 @@ def test_pools(name):
     assert checks.pooling(name).status == "right"
 
 
-def test_a_wrong_pool_gradient_fails(monkeypatch):
-    """Spread over ties, in place of the first maximum."""
-    average = lambda x, shape, strides: max_pool(x, shape, strides) + 0 * ops.avg_pool(x, shape, strides)
-    monkeypatch.setitem(checks.POOLS, "max 2x2/2", checks.POOLS["max 2x2/2"]._replace(apply=average))
-    assert checks.pooling("max 2x2/2").status == "right"
-    wrong = lambda x, shape, strides: -max_pool(-x, shape, strides)
+def wrong_pool(monkeypatch, wrong):
+    """What the doctor says where 2x2 max pooling is this."""
     monkeypatch.setitem(checks.POOLS, "max 2x2/2", checks.POOLS["max 2x2/2"]._replace(apply=wrong))
-    outcome = checks.pooling("max 2x2/2")
+    return checks.pooling("max 2x2/2")
+
+
+def test_a_wrong_pool_fails(monkeypatch):
+    outcome = wrong_pool(monkeypatch, lambda x, shape, strides: -max_pool(-x, shape, strides))
     assert outcome.status == "wrong"
     assert outcome.detail.startswith("value: ")
+
+
+@pytest.mark.parametrize("ties", ["shared", "last"])
+def test_a_wrong_pool_gradient_fails(monkeypatch, ties):
+    """The value is right; the gradient is shared among equal maxima, or goes to the last, in place of the first."""
+
+    def windows(x):
+        n, height, width, channel = x.shape
+        return x.reshape(n, height // 2, 2, width // 2, 2, channel)
+
+    def backward(x, dy):
+        largest = windows(x) == windows(x).max((2, 4), keepdims=True)
+        if ties == "shared":
+            share = largest / largest.sum((2, 4), keepdims=True)
+        else:
+            place = jnp.arange(4).reshape(1, 1, 2, 1, 2, 1)
+            share = largest & (place == jnp.where(largest, place, -1).max((2, 4), keepdims=True))
+        return ((share * dy[:, :, None, :, None]).reshape(x.shape),)
+
+    @jax.custom_vjp
+    def pool(x):
+        return max_pool(x, (2, 2), (2, 2))
+
+    pool.defvjp(lambda x: (pool(x), x), backward)
+    outcome = wrong_pool(monkeypatch, lambda x, shape, strides: pool(x))
+    assert outcome.status == "wrong"
+    assert outcome.detail.startswith("gradient: ")
 
 
 def test_pool_gradient_by_hand():
@@ -109,6 +150,22 @@ def test_sharded(check):
     outcome = check()
     assert outcome.status == "right"
     assert "8 devices" in outcome.detail
+
+
+@pytest.mark.parametrize("statistic", ["mean", "var"])
+def test_nan_in_a_statistic_of_batch_norm_is_wrong(monkeypatch, statistic):
+    """Even where all else is right: NaN is greater than any error that is allowed."""
+    right = nn.BatchNorm.apply
+
+    def apply(*args, **kwargs):
+        y, updated = right(*args, **kwargs)
+        values = updated["batch_stats"][statistic]
+        return y, {"batch_stats": updated["batch_stats"] | {statistic: values.at[-1].set(jnp.nan)}}
+
+    monkeypatch.setattr(nn.BatchNorm, "apply", apply)
+    outcome = checks.sharded_batch_norm()
+    assert outcome.status == "wrong"
+    assert "to nan" in outcome.detail
 
 
 def test_groups_with_copies(monkeypatch):
