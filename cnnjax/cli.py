@@ -328,6 +328,8 @@ class _Summary:
     """Print JSON."""
     svg: pathlib.Path | None = None
     """A file to draw the architecture into."""
+    trust_code: bool = False
+    """Execute the experiment's file that a run names, though it has changed or may have come with the run."""
 
 
 def _summary(argv: list[str]) -> None:
@@ -344,7 +346,7 @@ def _summary(argv: list[str]) -> None:
 
     if chosen.depth is not None and chosen.depth < 1:
         raise InputError(f"--depth: received {chosen.depth}; allowed: 1 or more")
-    name, fields, image = _network(chosen.network, chosen.fields)
+    name, fields, image = _network(chosen.network, chosen.fields, chosen.trust_code)
     image = image if chosen.input is None else _image_size(chosen.input)
     model = models.create(name, **fields)
     try:
@@ -380,14 +382,16 @@ def _image_size(words: str) -> tuple[int, ...]:
         raise InputError(f"--input: received {words!r}; allowed: HEIGHT,WIDTH,CHANNELS, such as 224,224,3") from None
 
 
-def _network(network: str, changed: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+def _network(network: str, changed: dict[str, Any], trust_code: bool) -> tuple[str, dict[str, Any], tuple[int, ...]]:
     """The name, the fields and the image of a network: of that name, of an experiment's file, or of a run's folder."""
     from cnnjax import models
     from cnnjax.training import plan, rundir
 
     if (pathlib.Path(network) / "config.json").is_file():
+        from cnnjax.training.load import describe
+
         with _warnings_as_lines():
-            run = _open_run(pathlib.Path(network), best=False, trust_code=False)
+            run = describe(pathlib.Path(network), trust_code=trust_code)
         fields = {"num_classes": run.info.num_classes, **run.config.model.fields, **changed}
         return run.config.model.name, fields, run.info.image_shape
     if not (network.endswith(".py") or "/" in network):

@@ -40,7 +40,7 @@ def evaluate(
 
     Returns:
       `step`, `data`, `split`, `examples`, `loss`, and `accuracy` and `top5` where there are classes; `same_data`,
-      which is None for another set.
+      which is None for another set; `same_code`, which is None where that is not known (`LoadedRun.same_code`).
 
     Raises:
       InputError: there is no such set or split, or its images or classes are not of the run's kind.
@@ -90,6 +90,7 @@ def evaluate(
         "step": run.step,
         "data": config.data.name,
         "same_data": same,
+        "same_code": run.same_code,
         "split": split,
         "examples": int(sums["count"]),
         **metrics.averages(sums, run.info.num_classes),

@@ -50,6 +50,9 @@ class LoadedRun:
     """From uint8 [n, height, width, channels] of the run's size to what the network sees."""
     not_executed: str | None
     """Which experiment's file, and why, was not executed, which may define the data; None where it was."""
+    same_code: bool | None
+    """Whether the experiment's file that was executed, and its own modules, are those that the run was made with; None
+    where that is not known, or none was executed."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.variables, self.config))
@@ -114,17 +117,8 @@ def load(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = 
       RunError: no checkpoint is intact.
     """
     run_dir = pathlib.Path(run_dir)
-    record = rundir.read_config(run_dir)
-    if changed := rundir.doubt(run_dir / "config.json", record):
-        _warn(changed)
-    config = rundir.config_of(run_dir, record)
-    not_executed = _execute(record, run_dir, trust_code)
-    if not_executed:
-        network = models.MODELS.get(config.model.name)
-        if network is None or not (trust_code or codes.is_ours(network)):
-            raise InputError(f"{run_dir}: its network {config.model.name!r} was defined in {not_executed}")
-        warnings.warn(f"{run_dir} was made by {not_executed}", stacklevel=2)
-    derived = configs.from_dict(Derived, record["derived"])
+    found = describe(run_dir, trust_code=trust_code)
+    record, config, derived = found.record, found.config, found.info
     directory = (run_dir / "checkpoints").absolute()
     model = make_model(config, derived.num_classes)
     dtype = jnp.dtype(config.train.dtype)
@@ -136,28 +130,91 @@ def load(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = 
             run_dir, directory, target, record | {"what": record["what"] | configs.what(config)}, best
         )
     preprocess = Preprocess.of(config.data, derived.mean, derived.std, dtype)
-    return LoadedRun(run_dir, model, state.evaluated, config, derived, manifest.step, preprocess, not_executed)
+    return LoadedRun(
+        folder=run_dir,
+        model=model,
+        variables=state.evaluated,
+        config=config,
+        info=derived,
+        step=manifest.step,
+        normalize=preprocess,
+        not_executed=found.not_executed,
+        same_code=found.same_code,
+    )
 
 
 load_run = load  # its earlier name
 
 
-def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) -> str | None:
-    """Executes a run's experiment file, if that may be; if it may not, its name and why."""
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A run without its parameters: what its record says."""
+
+    record: dict[str, Any]
+    """The content of `config.json`."""
+    config: Config
+    info: Derived
+    """What the configuration leaves to the data."""
+    not_executed: str | None
+    """As in `LoadedRun`."""
+    same_code: bool | None
+    """As in `LoadedRun`."""
+
+
+def describe(run_dir: pathlib.Path, *, trust_code: bool = False) -> Described:
+    """Reads a run's record and executes its experiment's file as `load` does; no checkpoint is read, or needed.
+
+    Args:
+      run_dir: the run's folder.
+      trust_code: executes the experiment's file whatever it is and wherever it lies.
+
+    Raises:
+      InputError: the folder holds no run, or its network is defined in a file that is not executed.
+    """
+    record = rundir.read_config(run_dir)
+    if changed := rundir.doubt(run_dir / "config.json", record):
+        _warn(changed)
+    config = rundir.config_of(run_dir, record)
+    not_executed, same_code = _execute(record, run_dir, trust_code)
+    if not_executed:
+        network = models.MODELS.get(config.model.name)
+        if network is None or not (trust_code or codes.is_ours(network)):
+            raise InputError(f"{run_dir}: its network {config.model.name!r} was defined in {not_executed}")
+        _warn(f"{run_dir} was made by {not_executed}")
+    return Described(record, config, configs.from_dict(Derived, record["derived"]), not_executed, same_code)
+
+
+def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) -> tuple[str | None, bool | None]:
+    """Executes a run's experiment file, if that may be.
+
+    Returns:
+      The file's name and why it was not executed, or None; and whether what was executed is the run's code.
+    """
     file = record.get("experiment_file")
     if not file:
-        return None  # whoever trained it, in Python, has defined what it needs
+        return None, None  # whoever trained it, in Python, has defined what it needs
     there = isinstance(file, str) and pathlib.Path(file).is_file()
     if trust_code and there:
+        recorded = record["what"].get("code")
+        if not isinstance(recorded, dict) or not recorded:
+            _warn(f"{run_dir} does not say which code it was made with: {file} is executed as it is now")
+            codes.execute(pathlib.Path(file))
+            return None, None
+        changed = codes.changed(recorded, codes.hashes_now(file, recorded))
+        if changed:
+            _warn(
+                f"{run_dir}: {', '.join(changed)} since the run, and is executed as it is now: this is not the network "
+                f"that was trained"
+            )
         codes.execute(pathlib.Path(file))
-        return None
+        return None, not changed
     reason = codes.why_not_executed(record, run_dir)
     if reason is None:
         codes.execute(pathlib.Path(file), record["what"]["code"].values())
-        return None
+        return None, True
     if there:
-        return f"{file}, which is not executed: {reason} (--trust-code, trust_code=True in Python, executes it)"
-    return f"{file}, and {reason} (launched from where it is now, with --workdir {run_dir}, it is found again)"
+        return f"{file}, which is not executed: {reason} (--trust-code, trust_code=True in Python, executes it)", None
+    return f"{file}, and {reason} (launched from where it is now, with --workdir {run_dir}, it is found again)", None
 
 
 def _restore(

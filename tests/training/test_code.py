@@ -61,6 +61,9 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new))
 
 
+SAID = "{}: mine.py has changed since the run, and is executed as it is now: this is not the network that was trained"
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with an experiment in `project` and a run of it in `runs/run`."""
@@ -396,12 +399,35 @@ def test_a_file_beside_a_run_that_was_made_here_is_executed(unpacked):
 
 
 def test_trusted_code_is_executed(place, capsys):
-    edit(place / "project" / "mine.py", "strides=4", "strides=(4, 4)")
-    run = place / "runs" / "run"
-    assert command("evaluate", run, "--trust-code") == 0
-    assert capsys.readouterr().err == ""
-    model, _, config = cnnjax.load(run, trust_code=True)
-    assert (type(model).__name__, config.model.name) == ("Mine", "mine")
+    """And where it is not the run's, that is said, and not taken for the run's accuracy."""
+    run, file = place / "runs" / "run", place / "project" / "mine.py"
+    for same in (True, False):
+        assert command("evaluate", run, "--json", "--trust-code") == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["same_code"] is same
+        assert err == ("" if same else f"warning: {SAID.format(run)}\n")
+        if same:
+            edit(file, "strides=4", "strides=(4, 4)")
+    with pytest.warns(UserWarning, match=SAID.format(run)):
+        run = cnnjax.load(run, trust_code=True)
+    assert (type(run.model).__name__, run.config.model.name, run.same_code) == ("Mine", "mine", False)
+
+
+def test_a_run_is_summarized_without_a_checkpoint(place, capsys):
+    """And of code that is not executed `--trust-code` has the summary, as the line about it says."""
+    run, file = place / "runs" / "run", place / "project" / "mine.py"
+    shutil.rmtree(run / "checkpoints")
+    capsys.readouterr()
+    assert command("summary", run, "--json") == 0
+    before, err = capsys.readouterr()
+    assert err == ""
+    edit(file, "strides=4", "strides=2")
+    assert command("summary", run) == 2
+    assert "mine.py has changed since the run (--trust-code" in capsys.readouterr().err
+    assert command("summary", run, "--json", "--trust-code") == 0
+    out, err = capsys.readouterr()
+    assert err == f"warning: {SAID.format(run)}\n"
+    assert json.loads(out)["parameters"] > json.loads(before)["parameters"]
 
 
 def test_a_network_of_ours_needs_no_file(place, capsys):
