@@ -148,12 +148,23 @@ def _lines(row: Sequence[str], columns: Sequence[Column], widths: dict[int, int]
 
 
 def cut(text: str, width: int) -> str:
-    """`text` in at most `width` characters, what is in its middle left out: names differ at their ends."""
+    """`text` in at most `width` columns, what is in its middle left out: names differ at their ends."""
     if _length(text) <= width:
         return text
     head = width // 2
-    tail = width - 1 - head
-    return f"{text[:head]}…{text[len(text) - tail :]}"
+    end = _begin(text[::-1], width - 1 - head)[::-1]
+    return f"{_begin(text, head)}…{end}"
+
+
+def _begin(text: str, width: int) -> str:
+    """As many of the first characters of a text as fit into `width` columns."""
+    count = 0
+    for character in text:
+        width -= _length(character)
+        if width < 0:
+            break
+        count += 1
+    return text[:count]
 
 
 def _length(text: str) -> int:

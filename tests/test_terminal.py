@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from rich.cells import cell_len
 
 from cnnjax import terminal
 from cnnjax.terminal import Column
@@ -90,6 +91,16 @@ def test_names_are_cut_in_the_middle():
     assert terminal.cut("stage1_block1/conv1", 19) == "stage1_block1/conv1"
     assert terminal.cut("stage1_block1/shortcut_conv", 20) == "stage1_blo…tcut_conv"
     assert len(terminal.cut("abcdefgh", 5)) == 5
+
+
+@pytest.mark.parametrize("width", range(1, 24))
+def test_wide_names_are_cut_by_their_columns(width):
+    text = "猫" * 30 + "ab"
+    found = terminal.cut(text, width)
+    assert width - 2 <= cell_len(found) <= width
+    head, _, tail = found.partition("…")
+    assert text.startswith(head)
+    assert text.endswith(tail)
 
 
 def test_wide_letters_take_two_columns():
