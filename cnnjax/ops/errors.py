@@ -33,14 +33,16 @@ def near(received: str, allowed: Iterable[str]) -> str | None:
     """The name among `allowed` that was perhaps meant, if one is near.
 
     A name is near that differs by a few slips of the finger, or by something left out or put in at its ends; one that
-    shares no more than a part, as "efficientnet_b0" and "densenet121" do, is not.
+    shares no more than a part, as "efficientnet_b0" and "densenet121" do, is not. What ends in all of the text goes
+    before what begins with it: `resnet20` is `cifar_resnet20`, not `resnet200`.
     """
     by_name = {name.lower(): name for name in allowed}
     text = str(received).lower()
+    ended = [name for name in by_name if len(text) >= 3 and name.endswith(f"_{text}")]
     begun = [name for name in by_name if len(text) >= 3 and name.startswith(text)]
     continued = [name for name in by_name if len(name) >= 3 and text.startswith(name)]
     few = 0.6 if len(text) <= 3 else 0.75  # one letter of three is more of the whole
-    for names, cutoff in ((begun, 0.4), (by_name, few), (continued, 0.4)):
+    for names, cutoff in ((ended, 0.4), (begun, 0.4), (by_name, few), (continued, 0.4)):
         found = difflib.get_close_matches(text, names, n=1, cutoff=cutoff)
         if found:
             return by_name[found[0]]

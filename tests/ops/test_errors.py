@@ -16,6 +16,7 @@ from cnnjax.ops.errors import InputError, near, short_repr, unknown
         ("resnext", "resnext50_32x4d"),
         ("wide_resnet", "wide_resnet50_2"),
         ("google", "googlenet"),
+        ("resnet20", "cifar_resnet20"),
         ("efficientnet_b0", None),
         ("mobilenet_v2", None),
         ("squeezenet", None),
