@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cnnjax import interrupts
-from cnnjax.ops.errors import InputError, unknown
+from cnnjax.ops.errors import InputError, short_repr, unknown
 from cnnjax.terminal import Column, listing, one_line, say, table, width_of
 from cnnjax.training import code
 from cnnjax.training.config import FIELDS, Config
-from cnnjax.training.launch import docstring, exit_status, parse
+from cnnjax.training.launch import docstring, exit_status, parse, refuse_twice
 
 if TYPE_CHECKING:
     from cnnjax.training import LoadedRun
@@ -341,6 +341,7 @@ def _summary(argv: list[str]) -> None:
         "\nThe model is traced at the size you ask for; nothing is allocated. What a layer sees is the receptive field "
         "of one of its outputs, padding included, in pixels; its memory is that of its outputs, for one image.",
     )
+    refuse_twice(argv, _Summary)
     from cnnjax import models
     from cnnjax.analysis import drawing, summary
 
@@ -376,10 +377,9 @@ def _summary(argv: list[str]) -> None:
 
 def _image_size(words: str) -> tuple[int, ...]:
     """224,224,3 or 224x224x3 as numbers."""
-    try:
-        return tuple(int(word) for word in words.replace("x", ",").replace("×", ",").split(","))
-    except ValueError:
-        raise InputError(f"--input: received {words!r}; allowed: HEIGHT,WIDTH,CHANNELS, such as 224,224,3") from None
+    if not re.fullmatch(" *[0-9]{1,30} *([,x×] *[0-9]{1,30} *)*", words):
+        raise InputError(f"--input: received {short_repr(words)}; allowed: HEIGHT,WIDTH,CHANNELS, such as 224,224,3")
+    return tuple(map(int, re.split("[,x×]", words)))
 
 
 def _network(network: str, changed: dict[str, Any], trust_code: bool) -> tuple[str, dict[str, Any], tuple[int, ...]]:

@@ -67,6 +67,7 @@ CASES = [
     Case("a part of no network's name", "models resnxt", ("network", "'resnxt'")),
     # ---- networks to look at
     Case("no such network", "summary resnet55", ("model", "'resnet55'", "did you mean 'resnet50'")),
+    Case("the end of a network's name", "summary resnet20", ("'resnet20'", "did you mean 'cifar_resnet20'")),
     Case("a network's field that is not", "summary vgg11 --fields pol=avg", ("field of vgg11", "'pol'", "mean 'pool'")),
     Case("a size that is none", "summary resnet18 --input big", ("--input", "'big'", "HEIGHT,WIDTH,CHANNELS")),
     Case("a size without channels", "summary resnet18 --input 32,32", ("input", "(32, 32)", "positive integers")),
@@ -105,6 +106,19 @@ CASES = [
          " --distributed.process-id 0", ("distributed.coordinator", "'h:²'", "HOST:PORT")),
     Case("a quote not closed", 'plan quickstart --topology v5e:4x4 --compare "train', ("--compare", "No closing quot")),
     Case("a picture of no kind", "data show digits --picture {new}.unknown", ("--picture", ".unknown", ".png")),
+    Case("digits of another script", RUN + " --train.steps ١٠", ("--train.steps", "'١٠'", "a whole number")),
+    Case("digits in groups", RUN + " --train.steps 1_0", ("--train.steps: received '1_0'", "a whole number")),
+    Case("a real number in groups", RUN + " --optimizer.learning-rate 1_0.5", ("learning-rate", "'1_0.5'", "a number")),
+    Case("sizes in groups", RUN + " --data.size 1_0 28", ("--data.size: received '1_0 28'", "two numbers")),
+    Case("wide digits", "summary lenet5 --input ９,９,１", ("--input", "'９,９,１'", "HEIGHT,WIDTH,CHANNELS")),
+    Case("a part that is all", RUN + " --data.validation 1.0", ("data.validation", "1.0", "below 1", "2 or more")),
+    # ---- switches, and what is given twice
+    Case("a value for a switch", RUN + " --data.flip maybe", ("--data.flip: received 'maybe'", "no value")),
+    Case("and behind its sign", RUN + " --data.flip=maybe", ("--data.flip: received 'maybe'", "no value")),
+    Case("a value of no option", RUN + " maybe", ("received 'maybe', which belongs to no option",)),
+    Case("a field twice", RUN + " --model.fields act=relu act=tanh", ("--model.fields", "act was given twice")),
+    Case("fields twice", RUN + " --model.fields act=relu --model.fields conv=xla", ("--model.fields", "twice", "once")),
+    Case("fields to see twice", "summary lenet5 --fields act=relu --fields act=tanh", ("--fields", "twice", "once")),
     # ---- batches and devices
     Case("a batch above the set", RUN + " --train.batch-size 512", ("train.batch-size", "512", "most the 230")),
     Case("a batch that devices can't share", RUN + " --train.batch-size 20", ("train.batch-size", "20", "8 devices")),

@@ -38,6 +38,8 @@ def _parse_fields(words: list[str]) -> dict[str, Any]:
             raise ValueError(f"expected NAME=VALUE, received {word[:80]!r}")
         if name in ("name", "parent"):  # which Flax gives every module
             raise ValueError(f"{name} is no field that can be set")
+        if name in fields:
+            raise ValueError(f"{name} was given twice")
         if len(value) > _LONGEST:
             raise ValueError(f"expected at most {_LONGEST} characters for {name}, received {len(value)}")
         try:
@@ -97,7 +99,8 @@ class Data:
     threads: int | None = dataclasses.field(default=None, metadata=WHERE)
     """Threads that decode photographs where there are no workers (one for each core when not given)."""
     validation: float = 0.1
-    """Part of the training set held out to choose the best step: a fraction below 1, or a number of images."""
+    """Part of the training set held out to choose the best step: a fraction below 1, or a number of images above
+    1."""
     stratify: bool = dataclasses.field(default=False, metadata=LATER)
     """Hold out that part of each class, not of all images together: for classes of unequal size."""
     split_seed: int = 0
@@ -465,6 +468,8 @@ def check(config: Config) -> None:
     if train.norm_batch is not None and part % train.norm_batch:
         raise InputError(f"train.norm-batch: received {train.norm_batch}, allowed: a divisor of {part}")
     meshes.check_axes(run.mesh)
+    if data.validation == 1:  # as a part it would be all images, and as a number one alone
+        raise InputError("data.validation: received 1.0, allowed: a fraction below 1, or a number of images, 2 or more")
     if train.label_smoothing == 1:  # all classes are alike then, and there is nothing to learn
         raise InputError(f"train.label-smoothing: received {train.label_smoothing}, allowed: at least 0 and below 1")
     for name in ("name", "parent"):  # which Flax gives every module

@@ -70,6 +70,7 @@ def launch(config: Config, file: str, argv: Sequence[str] | None = None) -> int:
         interrupts.begin()
     argv = list(sys.argv[1:] if argv is None else argv)
     with interrupts.obeyed(), exit_status() as status:
+        refuse_twice(argv, Config)
         arguments = read_arguments(config, path, argv)
         chosen = arguments.config
         workdir = arguments.workdir
@@ -215,7 +216,7 @@ def parse(
         raise SystemExit(0)
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), options.numbers():
             parsed = tyro.cli(
                 kind,
                 args=list(argv),
@@ -227,8 +228,14 @@ def parse(
             )
         return _with_home(parsed)
     except SystemExit:
-        text = options.complaint(_problem(box.getvalue()), known)
+        text = options.complaint(_problem(box.getvalue()), known, argv)
         raise InputError(f"{text} (see {program} --help)") from None
+
+
+def refuse_twice(argv: Sequence[str], kind: Any) -> None:
+    """Raises an `InputError` where an option of `kind` that takes any number of values is given twice."""
+    if twice := options.given_twice(argv, list(options.options_of(kind))):
+        raise InputError(f"{twice}: received twice, allowed: once, with all of its values")
 
 
 def _with_home(parsed: Any) -> Any:

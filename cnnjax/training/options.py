@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import pathlib
 import re
 import textwrap
@@ -224,6 +225,37 @@ def _paragraphs(text: str, width: int) -> list[str]:
     return lines[1:]
 
 
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _number(kind: type[int] | type[float], text: str) -> int | float:
+    """A number of the digits 0 to 9: Python itself takes those of all scripts, and 1_000."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return kind(text)
+
+
+def numbers() -> tyro.constructors.ConstructorRegistry:
+    """How command lines are parsed to numbers."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        kind = info.type
+        if kind is not int and kind is not float:
+            return None
+        allowed = int if kind is int else int | float
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=lambda words: _number(kind, words[0]),
+            is_instance=lambda value: isinstance(value, allowed) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
@@ -246,12 +278,26 @@ _NUMBERS = {2: "two numbers", 3: "three numbers"}
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "INT ...": "whole numbers", "FLOAT ...": "numbers"}
 
 
-def complaint(text: str, options: Sequence[Option]) -> str:
-    """A parser's complaint, in one line, as a person would say it; with the option that was perhaps meant."""
+def given_twice(argv: Sequence[str], options: Sequence[Option]) -> str | None:
+    """An option of any number of values that is given twice, of which a parser keeps the last values alone."""
+    flags = [word.partition("=")[0].replace("_", "-") for word in argv]
+    return next((one.flag for one in options if one.takes.endswith("...") and flags.count(one.flag) > 1), None)
+
+
+def complaint(text: str, options: Sequence[Option], argv: Sequence[str] = ()) -> str:
+    """A parser's complaint, in one line, as a person would say it; with the option that was perhaps meant.
+
+    Args:
+      text: the complaint.
+      options: all there are.
+      argv: what was parsed.
+    """
     if unrecognized := re.match(r"Unrecognized options: (.*)", text):
         words = unrecognized[1].split(", ")
         flags = [word for word in words if word.startswith("--")]
         if not flags:
+            if switch := _switch_before(words[0], options, argv):
+                return f"{switch}: received {cut(words[0], 80)!r}, allowed: no value, as it is a switch"
             return f"received {' '.join(words)!r}, which belongs to no option"
         perhaps = nearest(flags[0].partition("=")[0], options)
         return f"no such option: {flags[0]}" + (f"; did you mean {perhaps}?" if perhaps else "")
@@ -270,6 +316,14 @@ def complaint(text: str, options: Sequence[Option]) -> str:
             received = cut(re.sub(r"[\[\]',]", "", found["received"]), 80)
             return f"{option.flag}: received {received!r}, allowed: {_allowed(option, received)}"
     return re.sub(r"^Error parsing (\S+):", r"\1:", text)
+
+
+def _switch_before(word: str, options: Sequence[Option], argv: Sequence[str]) -> str | None:
+    """The switch that was given `word` as a value."""
+    switches = {option.flag for option in options if not option.takes and not option.positional}
+    pairs = [*itertools.pairwise(argv), *((flag, value) for flag, _, value in (one.partition("=") for one in argv))]
+    found = (flag.replace("_", "-") for flag, value in pairs if value == word)
+    return next((flag for flag in found if flag in switches), None)
 
 
 def _allowed(option: Option, received: str) -> str:
