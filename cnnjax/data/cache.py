@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -137,10 +138,17 @@ def write_atomically(path: pathlib.Path, write: Callable[[BinaryIO], object]) ->
 def remove_abandoned(folder: pathlib.Path) -> None:
     """Removes what processes that were killed while they wrote into `folder` left there: files that nobody locks."""
     for path in folder.glob(f".*{_UNFINISHED}"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), _open(path) as file:
             if time.time() - path.stat().st_mtime > _YOUNG:  # a newer one may be about to be locked
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def _open(path: pathlib.Path) -> BinaryIO:
+    """A file to read; anything else, such as a pipe, which would be waited for, is an `OSError`."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no file")
+    return path.open("rb")
 
 
 def _write(file: BinaryIO, dataset: Dataset, key: str) -> None:
@@ -159,7 +167,7 @@ def _write(file: BinaryIO, dataset: Dataset, key: str) -> None:
 
 def _read(path: pathlib.Path, key: str) -> Dataset:
     # zipfile checks each array's CRC as it is read. Opened here because np.load leaks a damaged file it opened itself.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with _open(path) as file, np.load(file, allow_pickle=False) as stored:
         about = json.loads(stored["about"].tobytes())
         if about["key"] != key:
             raise ValueError("it holds something else")

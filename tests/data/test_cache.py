@@ -109,6 +109,26 @@ def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    """Neither where unfinished files are removed nor in place of a cached set, which is written anew."""
+    monkeypatch.setattr(cache, "_YOUNG", -1)
+    cache.cached("tiny", {}, tiny, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    pipes = [tmp_path / ".x.npz.0123.unfinished", path]
+    held = []
+    for pipe in pipes:
+        os.mkfifo(pipe)
+        held.append(os.open(pipe, os.O_RDWR))  # so that opening one doesn't wait here
+        os.write(held[-1], b"x" * 100)
+    same(cache.cached("tiny", {}, tiny, tmp_path), tiny())
+    for descriptor in held:
+        os.close(descriptor)
+    assert "is no file); building it again" in capsys.readouterr().err
+    assert path.is_file()
+    assert pipes[0].is_fifo()
+
+
 def test_for_other_users(tmp_path, capsys, monkeypatch):
     """Readable as the umask says; and what can't be read is not called damaged, nor written over."""
     before = os.umask(0o022)
