@@ -466,6 +466,11 @@ def _bytes(number: int) -> str:
     return f"{number} B"
 
 
+def _also(name: str) -> Any:
+    """Gives an option its name in experiments too, by which lines about data call it: --data.fit."""
+    return tyro.conf.arg(aliases=(f"--data.{name}",))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Data:
     action: Annotated[
@@ -474,16 +479,17 @@ class _Data:
     """list the sets; show one: sizes, classes, statistics; prepare one as array_record, for `tfds:NAME`."""
     name: tyro.conf.Positional[str | None] = None
     """The set to show or prepare."""
-    raw_dir: str | None = None
+    raw_dir: Annotated[str | None, _also("raw-dir")] = None
     """Folder with the set's original files."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, _also("data-dir")] = None
     """Folder of prepared TFDS sets."""
-    cache_dir: str | None = None
+    cache_dir: Annotated[str | None, _also("cache-dir")] = None
     """Folder for decoded arrays."""
-    size: tuple[int, int] | None = None
+    size: Annotated[tuple[int, int] | None, _also("size")] = None
     """With show: height and width to resize every image to."""
-    fit: Literal["stretch", "letterbox", "crop"] = "stretch"
-    """With show: what becomes of images of other proportions, as --data.fit of an experiment."""
+    fit: Annotated[Literal["stretch", "letterbox", "crop"], _also("fit")] = "stretch"
+    """With show: what becomes of images of other proportions, as --data.fit of an experiment, which is its name here
+    too, as are --data.size and --data.raw-dir."""
     picture: pathlib.Path | None = None
     """With show: a PNG to draw examples of every class into."""
     made_up: int | None = None

@@ -464,6 +464,17 @@ def test_data_list(output):
     assert [line.split()[0] for line in text.splitlines()] == data.names()
 
 
+def test_what_a_line_about_data_advises_can_be_typed(output, capsys):
+    """They call options as experiments do, and `cnnjax data` knows these names too."""
+    assert command("data", "show", "digits", "--size", 12, 10) == 0
+    assert "lost their proportions; --data.fit letterbox or crop keeps them" in capsys.readouterr().err
+    assert "1,437 images of 12×10×1" in output("data", "show", "digits", "--size", 12, 10, "--data.fit", "crop")
+    assert command("data", "show", "digits", "--data.size", 12) == 2
+    assert "error: --size: received '12', allowed: two numbers, such as --size 12 12" in capsys.readouterr().err
+    assert command("data", "show", "digits", "--fit", "squash") == 2
+    assert "error: --fit: received 'squash', allowed: stretch, letterbox, crop" in capsys.readouterr().err
+
+
 def test_data_show(output, tmp_path):
     text = output("data", "show", "digits", "--picture", tmp_path / "digits.png")
     for shown in ("1,437 images of 8×8×1", "360 images of 8×8×1", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", "sha256"):

@@ -312,7 +312,8 @@ def complaint(text: str, options: Sequence[Option], argv: Sequence[str] = ()) ->
         r"Missing value for argument '(?P<flag>\S+)'(?P<received>)",
     ):
         found = re.match(pattern, text)
-        if found and (option := by_flag.get(found["flag"])):
+        # Where an option has two names, both are given, and its own is the last.
+        if found and (option := by_flag.get(found["flag"].rpartition("/")[2])):
             received = cut(re.sub(r"[\[\]',]", "", found["received"]), 80)
             return f"{option.flag}: received {received!r}, allowed: {_allowed(option, received)}"
     return re.sub(r"^Error parsing (\S+):", r"\1:", text)
