@@ -2,7 +2,9 @@
 
 A tar has no checksum over all of it, and Python's `tarfile` takes a damaged header for the end of the archive. So here
 every header must be good, the archive must end as tars end, and nothing may follow; a compressed one is read to its
-end, where gzip, bzip2 and xz keep their checksums. The contents of the members of a plain tar have no checksum.
+end, where gzip, bzip2 and xz keep their checksums. The contents of the members of a plain tar have no checksum, nor
+have names where they are longer than 100 characters or beyond ASCII: those stand in a member of their own, and are held
+to what the header has of them.
 """
 
 import bz2
@@ -29,15 +31,33 @@ _DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, Recur
 class _Strict(tarfile.TarInfo):
     """A member whose header must be good: `tarfile` passes over some damage."""
 
+    in_header: str | None = None
+    """The name in the header itself, which its checksum covers."""
+
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:  # ty: ignore[lost-keyword-for-regular-parameter]
-        """The next member; where its header is bad, a `tarfile.ReadError`."""
+        """The next member; where its header is bad, a `tarfile.ReadError`.
+
+        `tarfile` calls this again for the header that follows a name, and only then takes the name.
+        """
         try:
-            return super().fromtarfile(archive)
+            member = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # ty: ignore[missing-attribute]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"no good header {archive.offset:,} bytes in: {error}") from None
+        if member.in_header is None:
+            member.in_header = member.name
+        elif not _begins(member.name, member.in_header):
+            raise tarfile.ReadError(f"a member is called {member.name!r}, and {member.in_header!r} in its header")
+        return member
+
+
+def _begins(name: str, in_header: str) -> bool:
+    """Whether a header has the beginning of a name; for a character beyond ASCII it may have "?", or a part of it."""
+    cut = len(in_header.encode(errors="surrogateescape")) >= tarfile.LENGTH_NAME - 3  # or less, before a character
+    stands_for = lambda there, here: here == there or (not there.isascii() and (here == "?" or not here.isascii()))
+    return (cut or len(in_header) == len(name)) and all(map(stands_for, name, in_header))
 
 
 class _Forward:

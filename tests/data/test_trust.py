@@ -186,6 +186,27 @@ MEMBERS = {f"train/{kind}/{i}.png": bytes([i]) * (300 * i) for kind in ("cat", "
 LONG = {"train/cat/" + "long" * 40 + ".png": b"1"}  # whose name is content, without a checksum
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["train/Käse/1.png", "train/" + "Brötchen" * 20 + "/1.png", *LONG])
+def test_names_that_stand_in_a_member_of_their_own_are_held_to_the_header(name, kind):
+    """For as much of them as the header has: in this format without what is beyond ASCII."""
+    good = packed({name: b"1", "train/dog/2.png": b"2"}, "", kind)
+    assert name in unpacked(good)
+    encoded = name.encode()
+    at, changed = good.index(encoded), 0
+    for place in range(len("train/"), min(len(encoded), 98)):
+        damaged = bytearray(good)
+        damaged[at + place] ^= 1
+        try:
+            names = unpacked(bytes(damaged))
+        except InputError:
+            continue
+        assert name not in names
+        assert encoded[place] > 127
+        changed += 1
+    assert changed <= sum(byte > 127 for byte in encoded[:98])
+
+
 @pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_flipped_bits_and_cuts_are_found_or_harmless(compression, kind):

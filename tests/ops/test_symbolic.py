@@ -19,6 +19,7 @@ CONVOLUTIONS = {
     "strided, same lower": ((2, 3, 16, 4), (2, 3), "SAME_LOWER", {}),
     "strided, valid": ((3, 3, 16, 4), (2, 2), "VALID", {}),
     "strided, pairs": ((5, 5, 16, 4), (2, 2), ((2, 2), (-1, 3)), {}),
+    "valid": ((3, 3, 16, 4), (1, 1), "VALID", {}),
     "pointwise": ((1, 1, 16, 4), (1, 1), "VALID", {}),
     "grouped": ((3, 3, 4, 8), (1, 1), "SAME", {"feature_group_count": 4}),
     "depthwise": ((3, 3, 1, 16), (1, 1), "SAME", {"feature_group_count": 16}),
