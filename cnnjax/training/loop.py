@@ -192,6 +192,8 @@ def train(
         placement = meshes.state_shardings(shapes, mesh)
         state, progress, mark = _restore(checkpoints, checkpoint.abstract(shapes, placement), of, lost, report)
         progress.since = began
+        if progress.step >= derived.steps and not os.path.lexists(workdir / "result.json"):
+            report.note(f"result.json is missing: it is made from checkpoint {progress.step}, nothing is trained")
         rows = processes.together(
             lambda: rundir.MetricsFile(workdir / "metrics.jsonl", progress.step, mark) if first() else None
         )
@@ -238,13 +240,14 @@ def train(
         # ---- compile -------------------------------------------------------------------------------------------
         feeds = {name: make_feed(split, mesh, config.data) for name, split in splits.items()}
         started = time.monotonic()
-        with report.doing("compiling the training step"):
-            take_steps = feeds["train"].compile_steps(
-                make_step(config, model, optimizer, preprocess, mesh),
-                state,
-                config.train.batch_size,
-                several,
-            )
+        if progress.step < derived.steps:  # else the result alone is to be made
+            with report.doing("compiling the training step"):
+                take_steps = feeds["train"].compile_steps(
+                    make_step(config, model, optimizer, preprocess, mesh),
+                    state,
+                    config.train.batch_size,
+                    several,
+                )
         compile_seconds = time.monotonic() - started
         evaluate = functools.partial(
             evaluate_split,
@@ -617,6 +620,8 @@ def _draw(path: pathlib.Path, report: Report, draw: Callable[[pathlib.Path], Non
         draw(temporary)
         os.replace(temporary, path)
     except Exception as error:  # of the many parts that a picture takes
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # what is drawn of it
         report.warn(f"{path} can't be drawn ({type(error).__name__}: {error}); the result is whole")
 
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
 import random
 import shutil
 import warnings
@@ -110,6 +111,18 @@ def test_a_result_that_was_edited_is_made_again(finished, again, finished_once):
     assert_same(result, finished_once["result"])
     assert (finished / "result-set-aside.json").read_text() == edited
     assert again(finished) == (result, [])
+
+
+def test_a_result_that_was_deleted_is_made_without_training(
+    finished, finished_once, tiny_config, tiny_data, monkeypatch
+):
+    (finished / "result.json").unlink()
+    monkeypatch.setattr(loop, "make_step", None)  # which the training step would be compiled from
+    report = Lines()
+    result = train(tiny_config, finished, dataset=tiny_data, report=report)
+    assert "result.json is missing: it is made from checkpoint 24, nothing is trained" in report.noted
+    assert report.warned == []
+    assert_same(result, finished_once["result"])
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "text", "another run's", "of wrong types"])
@@ -458,6 +471,8 @@ def test_a_folder_with_hidden_files_alone_is_empty(tiny_config, tmp_path):
 def test_a_picture_that_fails_costs_no_result(tiny_config, tiny_data, tmp_path, monkeypatch):
     def broken(*arguments, **more):
         assert (tmp_path / "run" / "result.json").exists()
+        file = next(value for value in arguments if isinstance(value, pathlib.Path))
+        file.write_bytes(b"half a picture")
         raise ValueError("no font")
 
     monkeypatch.setattr(loop.pictures, "curves", broken)
@@ -469,6 +484,7 @@ def test_a_picture_that_fails_costs_no_result(tiny_config, tiny_data, tmp_path, 
         f"{tmp_path / 'run' / name} can't be drawn (ValueError: no font); the result is whole"
         for name in ("curves.png", "predictions.png")
     ]
+    assert not list((tmp_path / "run").glob(".*.tmp.*"))
 
 
 def test_the_configuration_deleted_during_training(
