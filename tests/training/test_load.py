@@ -292,6 +292,29 @@ def test_test_images_are_not_taken_for_swapped_ones(real_data, name, most):
     assert not predict.looks_inverted(255 - dataset.test.image, None).any()
 
 
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_evaluation_on_a_folder_of_few_images(run, trained, originals, tmp_path, capsys, split):
+    """Four test images alone, of which the run's tenth for validation would be none; and so of training images."""
+    assert run.config.data.validation == 0.1
+    chosen = [int(np.flatnonzero(originals.test.label == k)[0]) for k in range(4)]
+    for k, i in enumerate(chosen):
+        (tmp_path / split / str(k)).mkdir(parents=True)
+        Image.fromarray(originals.test.image[i, ..., 0]).save(tmp_path / split / str(k) / "image.png")
+    argv = ("--data.name", "folder", "--data.raw-dir", tmp_path, "--split", split, "--json")
+    assert command("evaluate", trained, *argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["examples"], found["split"], found["same_data"]) == (4, split, None)
+    right = run.predict(originals.test.image[chosen]).argmax(-1) == originals.test.label[chosen]
+    assert found["accuracy"] == right.mean()
+    if split == "test":  # as other test images of a run on a folder
+        own = dataclasses.replace(run.config.data, name="folder", raw_dir=str(tmp_path / "elsewhere"))
+        with pytest.warns(UserWarning, match="not the data that"):
+            again = evaluate(
+                dataclasses.replace(run, config=dataclasses.replace(run.config, data=own)), raw_dir=tmp_path
+            )
+        assert (again["accuracy"], again["loss"], again["same_data"]) == (found["accuracy"], found["loss"], False)
+
+
 def test_evaluation_tells_data_that_have_changed(trained, run, originals, capsys, monkeypatch):
     """Two labels of test images swapped; of any split, as all of a set is compared."""
     assert command("evaluate", trained, "--split", "validation") == 0
