@@ -20,9 +20,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 from cnnjax.ops.conv_spec import channels_last_numbers
-from cnnjax.ops.patches import matrix_of_patches
+from cnnjax.ops.patches import matrix_of_patches, patches
 from cnnjax.ops.sizes import Pair, dilated
 
 
@@ -105,6 +106,9 @@ def by_xla(x: Array, w: Array, g: Geometry) -> Array:
 
 def by_patches(x: Array, w: Array, g: Geometry) -> Array:
     """One product of the matrix of patches and the kernel as a matrix."""
+    if any(map(is_symbolic_dim, x.shape)):  # whose product JAX may not know to be positive, as a matrix's height
+        p = patches(pad(x, g.padding), g.taps, g.strides, g.dilation)
+        return jnp.tensordot(p, w, len(g.taps) + 1, precision=g.precision)
     p = matrix_of_patches(pad(x, g.padding), g.taps, g.strides, g.dilation)
     y = jnp.dot(p, w.reshape(-1, w.shape[-1]), precision=g.precision)
     return y.reshape(x.shape[0], *g.outputs, w.shape[-1])

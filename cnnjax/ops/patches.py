@@ -32,4 +32,4 @@ def patches(x: Array, taps: Sequence[int], strides: Sequence[int], dilation: Seq
 def matrix_of_patches(x: Array, taps: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Array:
     """`patches` as a matrix: a row for each window, [batch x output_space, taps x channel]."""
     p = patches(x, taps, strides, dilation)
-    return p.reshape(math.prod(p.shape[: len(taps) + 1]), math.prod(taps) * x.shape[-1])  # -1 is not of symbolic sizes
+    return p.reshape(-1, math.prod(taps) * x.shape[-1])
