@@ -40,7 +40,7 @@ def evaluate(
 
     Returns:
       `step`, `data`, `split`, `examples`, `loss`, and `accuracy` and `top5` where there are classes; `same_data`,
-      which is None for another set; `same_code`, which is None where that is not known (`LoadedRun.same_code`).
+      which is None for another set, or where that is not known; and `same_code` of the loaded run.
 
     Raises:
       InputError: there is no such set or split, or its images or classes are not of the run's kind.
@@ -72,6 +72,13 @@ def evaluate(
         warnings.warn(
             f"these are not the data that {run.folder} was made with: their sha256 is {derived.sha256[:16]}…, it was "
             f"{run.info.sha256[:16]}…",
+            stacklevel=2,
+        )
+    elif same and run.unsealed and config.data.limit is not None:
+        same = None
+        warnings.warn(
+            f"{run.folder} is of an earlier version of cnnjax, of which some took the first {config.data.limit:,} "
+            f"images of a split for data.limit: these, from all over the split, may be other ones",
             stacklevel=2,
         )
     examples = _labelled_as(run.info, splits[split], derived, config.data.name)

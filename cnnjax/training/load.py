@@ -53,6 +53,8 @@ class LoadedRun:
     same_code: bool | None
     """Whether the experiment's file that was executed, and its own modules, are those that the run was made with; None
     where that is not known, or none was executed."""
+    unsealed: bool = False
+    """Whether a version of cnnjax made the run that did not seal its records (`rundir.unsealed`)."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.variables, self.config))
@@ -140,6 +142,7 @@ def load(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = 
         normalize=preprocess,
         not_executed=found.not_executed,
         same_code=found.same_code,
+        unsealed=rundir.unsealed(record),
     )
 
 

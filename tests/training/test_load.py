@@ -315,6 +315,18 @@ def test_evaluation_on_a_folder_of_few_images(run, trained, originals, tmp_path,
         assert (again["accuracy"], again["loss"], again["same_data"]) == (found["accuracy"], found["loss"], False)
 
 
+def test_evaluation_tells_that_a_limit_once_took_other_images(run):
+    """Of a run of a version that took the first images; without a limit they are all the same."""
+    limited = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, limit=256))
+    earlier = dataclasses.replace(run, unsealed=True)
+    with pytest.warns(UserWarning, match="took the first 256 images of a split for data.limit: these.* may be other"):
+        assert evaluate(dataclasses.replace(earlier, config=limited))["same_data"] is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(earlier)["same_data"] is True
+        assert evaluate(dataclasses.replace(run, config=limited))["same_data"] is True
+
+
 def test_evaluation_tells_data_that_have_changed(trained, run, originals, capsys, monkeypatch):
     """Two labels of test images swapped; of any split, as all of a set is compared."""
     assert command("evaluate", trained, "--split", "validation") == 0
