@@ -622,6 +622,8 @@ def _draw(path: pathlib.Path, report: Report, draw: Callable[[pathlib.Path], Non
     except Exception as error:  # of the many parts that a picture takes
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # what is drawn of it
+        if isinstance(error, Interrupted):
+            raise
         report.warn(f"{path} can't be drawn ({type(error).__name__}: {error}); the result is whole")
 
 
@@ -676,10 +678,10 @@ class _StopSignal(contextlib.AbstractContextManager):
         self._heard = True
         if processes.several():
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self._saved:
-            raise Interrupted(self._saved, number)
         else:
             self.requested = number
+            if self._saved:
+                raise Interrupted(self._saved, number)
 
     def __enter__(self):
         heard = [signal.SIGINT] if processes.several() else [signal.SIGINT, signal.SIGTERM]
@@ -690,6 +692,9 @@ class _StopSignal(contextlib.AbstractContextManager):
                 self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # Where a handler raises within a callback, of the garbage collector perhaps, Python prints that and goes on.
+        if kind is None and self._saved and self.requested:
+            raise Interrupted(self._saved, self.requested)

@@ -1,8 +1,10 @@
 """The training loop: what a run leaves behind, and that it resumes as if nothing had happened."""
 
 import dataclasses
+import gc
 import json
 import math
+import signal
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 import cnnjax
 from cnnjax.ops.errors import InputError
-from cnnjax.training import RunError, checkpoint, config, feed, loop, train
+from cnnjax.training import Interrupted, RunError, checkpoint, config, feed, loop, train
 
 
 def change(cfg, section, **fields):
@@ -109,6 +111,30 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tiny_config, tiny_data
     assert {k: v for k, v in resumed.items() if k not in timings} == {
         k: v for k, v in whole.items() if k not in timings
     }
+
+
+def asked_in_a_callback(*_, **__):
+    """Ctrl-C while the garbage is collected: Python prints what a callback raises, and goes on."""
+    asking = lambda phase, _: phase == "start" and signal.raise_signal(signal.SIGINT)
+    gc.callbacks.append(asking)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(asking)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ask", [lambda *_, **__: signal.raise_signal(signal.SIGINT), asked_in_a_callback])
+def test_a_signal_after_the_last_checkpoint_is_not_lost(tiny_config, tiny_data, tmp_path, monkeypatch, capsys, ask):
+    """Neither as a picture that can't be drawn, nor where what a handler raises goes nowhere."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.pictures, "curves", ask)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config, tmp_path, dataset=tiny_data)
+    assert stopped.value.status == 130
+    assert "can't be drawn (Interrupted" not in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*.tmp*"))
+    assert train(tiny_config, tmp_path, dataset=tiny_data)["steps"] == tiny_config.train.steps
 
 
 def test_extending_equals_having_asked_for_more(tiny_config, tiny_data, tmp_path):
