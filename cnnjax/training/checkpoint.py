@@ -311,8 +311,10 @@ class Checkpoints:
                 self._set_aside(int(name))
 
     def _set_aside(self, step: int) -> None:
-        if self._aside.is_symlink():  # what lies there is not ours to replace
-            raise RunError(f"{self._aside} is a link, allowed: a folder, where checkpoint {step} can be set aside")
+        if os.path.lexists(self._aside) and (self._aside.is_symlink() or not self._aside.is_dir()):
+            # What lies there is not ours to replace.
+            kind = "a link" if self._aside.is_symlink() else "no folder"
+            raise RunError(f"{self._aside} is {kind}, allowed: a folder, where checkpoint {step} can be set aside")
         self._aside.mkdir(exist_ok=True)
         for name in (f"{step}.json", str(step)):  # the manifest first: without it nothing takes the rest for good
             source, target = self.directory / name, self._aside / name
@@ -407,6 +409,7 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         # Under another name the manifest makes nothing good, and a start after a kill in between knows what to finish.
         doomed = self.directory / f"{step}.deleting"
+        _remove(doomed)  # a folder, perhaps
         os.replace(self.directory / f"{step}.json", doomed)
         _remove(self.directory / str(step))
         _remove(doomed)

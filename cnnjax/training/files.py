@@ -50,8 +50,14 @@ def replace(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file that holds either its old content or all of the new, whenever the process is killed.
 
     A link of that name is replaced by the file; what it points to is left alone.
+
+    Raises:
+      OSError: it can't be written; a folder stands in its place, or in that of the file that is written first.
     """
     temporary = path.with_name(path.name + ".tmp")
+    for place in (path, temporary):
+        if place.is_dir() and not place.is_symlink():
+            raise OSError(errno.EISDIR, "a folder stands where a file is to be written: move it away", str(place))
     temporary.unlink(missing_ok=True)  # of a process that was killed, or a link
     with temporary.open("xb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

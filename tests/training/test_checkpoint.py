@@ -16,7 +16,7 @@ import pytest
 
 import cnnjax
 from cnnjax.ops.errors import InputError
-from cnnjax.training import RunError, checkpoint
+from cnnjax.training import RunError, checkpoint, files
 from cnnjax.training import mesh as meshes
 from cnnjax.training.state import TrainState, fingerprint
 
@@ -237,6 +237,30 @@ def test_set_aside_is_a_folder_of_the_run(saved, tmp_path_factory):
         checkpoint.Checkpoints(saved, keep=3).newest_good()
     assert (outside / "3").read_text() == "mine"
     assert (saved / "3").is_dir()
+
+
+def test_a_file_in_the_place_of_set_aside(saved):
+    (saved / "set-aside").write_text("mine")
+    (saved / "3.json").write_text("{")
+    with pytest.raises(RunError, match=r"set-aside is no folder, allowed: a folder, where checkpoint 3 can be set"):
+        checkpoint.Checkpoints(saved, keep=3).newest_good()
+    assert (saved / "set-aside").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_what_a_deletion_begins_with(saved, state):
+    (saved / "1.deleting").mkdir()
+    checkpoints = checkpoint.Checkpoints(saved, keep=1)
+    checkpoints.save(4, state, {}, None)
+    checkpoints.close()
+    assert sorted(path.name for path in saved.iterdir()) == ["4", "4.json"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "result.json.tmp"])
+def test_a_folder_in_the_place_of_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"a folder stands where a file is to be written: .*{name}'"):
+        files.replace(tmp_path / "result.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_folder_may_be_a_link(state, tmp_path):
