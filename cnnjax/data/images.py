@@ -180,13 +180,9 @@ def decode_image(content: bytes | str | os.PathLike[str], where: str) -> "Image.
             return image.convert(mode)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {where} is too large: {error}") from None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-    ) as error:  # what Pillow's decoders raise on damaged files
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files Pillow's plugins raise several kinds, ZeroDivisionError among them
         unknown = type(error).__name__ == "UnidentifiedImageError"
         reason = f"it is in none of the formats {', '.join(_formats())}" if unknown else error
         raise InputError(f"image {where} cannot be read: {reason}") from None

@@ -3,12 +3,13 @@
 import io
 import json
 import lzma
+import struct
 import sys
 import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cnnjax import data
 from cnnjax.data import archive, features, images, photos, synthetic
@@ -357,3 +358,38 @@ def test_orientation_is_obeyed_everywhere(kind, orientation, tmp_path, files):
     )
     resized = Image.fromarray(expected).resize((24, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(next(whole)["image"][0], resized)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it reads past
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_damaged_files_of_every_format_are_refused_or_read(kind):
+    """With bytes changed or the end cut off; of a decoder's own kinds of errors none comes through."""
+    Image.init()
+    if kind not in Image.SAVE or kind not in Image.OPEN:
+        pytest.skip(f"this Pillow writes no {kind}")
+    rng = np.random.default_rng(0)
+    content = encode(Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)), kind)
+    refused = 0
+    for i in range(60):
+        damaged = bytearray(content)
+        for at in rng.integers(0, len(content), rng.integers(1, 4)):
+            damaged[at] = rng.integers(0, 256)
+        try:
+            images.decode_image(bytes(damaged[: rng.integers(0, len(content)) if i % 3 == 0 else None]), "x.y")
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith("image x.y ")  # noqa: PT017
+    assert refused >= 10
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), KeyError(3), struct.error("too short")])
+def test_whatever_a_decoder_raises_is_one_line(error, monkeypatch):
+    """The first is of AVIF files whose duration is damaged."""
+
+    def load(self):
+        raise error
+
+    content = encode(Image.new("L", (4, 4)))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(InputError, match=r"^image x\.y cannot be read: "):
+        images.decode_image(content, "x.y")
