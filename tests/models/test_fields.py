@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+from typing import Protocol, TypeVar, get_origin, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,8 @@ from cnnjax import models
 from cnnjax.models.fields import tracing
 from cnnjax.ops.errors import InputError
 from cnnjax.ops.primitives import as_primitives
+
+T = TypeVar("T")
 
 VALUES = [
     0, -1, 1, 3, 2**31, 10**10, 10**12, 2**63, 10**5000, 0.0, 1.5, -0.5, 1e300, float("nan"), float("inf"),
@@ -111,3 +114,40 @@ def test_other_peoples_networks_are_held_to_what_their_class_says(monkeypatch):
     assert models.create("mine", offset=-3, rate=1, parts=3).offset == -3  # nothing is known of types without a meaning
     with tracing(models.create("mine", offset=0), {"offset": 0}), pytest.raises(ZeroDivisionError):
         1 / 0  # noqa: B018
+
+
+class Norm(Protocol):
+    """What a user's network calls."""
+
+    def __call__(self, x: jax.Array) -> jax.Array: ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Of data members, for which `isinstance` looks."""
+
+    name: str
+
+
+class Mapped(Protocol[T]):
+    def __call__(self, x: T) -> T: ...
+
+
+@pytest.mark.parametrize("hint", [Norm, Named, Mapped, Mapped[jax.Array], Norm | None, tuple[Norm, ...]])
+def test_a_field_may_be_of_a_protocol(hint, monkeypatch):
+    """Of which there are no instances: whatever is given is the network's own to use."""
+
+    class Mine(nn.Module):
+        num_classes: int = 10
+        layer: hint = None
+        depth: int = 1
+
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            return nn.Dense(self.num_classes)(self.layer(x.reshape(len(x), -1)))
+
+    given = (jnp.tanh,) if get_origin(hint) is tuple else jnp.tanh
+    monkeypatch.setitem(models.MODELS, "mine", Mine)
+    assert models.create("mine", layer=given).layer == given
+    with pytest.raises(InputError, match="depth: received 'x'; allowed: an integer"):
+        models.create("mine", layer=given, depth="x")

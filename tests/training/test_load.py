@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import warnings
 
 import jax
@@ -231,6 +232,23 @@ def test_a_folder_and_files_of_which_one_is_bad(trained, folder, originals, caps
     (folder / "more" / "2.png").unlink()
     assert command("predict", trained, folder / "more") == 2
     assert "holds no images" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_is_refused(folder, monkeypatch):
+    """Wherever it lies: its images would be missed without a word."""
+    (folder / "more").mkdir(exist_ok=True)
+    scan = os.scandir
+
+    def closed(path):
+        if os.fspath(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    for start in (folder, folder / "more"):
+        with pytest.raises(InputError) as caught:
+            predict.files_in([start])
+        assert str(caught.value) == f"images: the folder {folder / 'more'} can't be read (Permission denied)"
 
 
 def test_an_image_with_black_and_white_swapped_is_noticed(trained, folder, originals, capsys):
