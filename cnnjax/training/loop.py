@@ -151,7 +151,8 @@ def train(
                 f"run.steps-per-call: received {several}, allowed: 1 for examples that are not kept on the device "
                 f"(arrays of up to --data.resident-mb are)"
             )
-        for text in sameness(splits, derived.classes):
+        at_random = dataset.validation is None and not config.data.stratify
+        for text in sameness(splits, derived.classes, at_random=at_random):
             report.warn(text)
         model = make_model(config, derived.num_classes)
         evaluation_loss = metrics.make_loss(config.train.loss, 0.0)  # labels are smoothed in training alone

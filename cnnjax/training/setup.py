@@ -211,13 +211,22 @@ def one_label(split: Split) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), jnp.int32)
 
 
-def sameness(splits: Mapping[str, Split], classes: Sequence[str]) -> list[str]:
-    """What to warn of: splits in memory whose examples are all of one class, in which any accuracy says nothing."""
+def sameness(splits: Mapping[str, Split], classes: Sequence[str], *, at_random: bool = False) -> list[str]:
+    """What to warn of: splits in memory whose examples are all of one class, in which any accuracy says nothing.
+
+    Args:
+      splits: by name.
+      classes: their names; of targets that are no classes nothing is said.
+      at_random: whether the validation images were held out without regard to their classes, which can be changed.
+    """
     found = []
     for name, split in splits.items():
         if classes and isinstance(split, datasets.Arrays) and (split.label == split.label[0]).all():
             label = classes[int(split.label[0])]
-            found.append(f"data: all {len(split):,} {name} images are of one class, {label!r}: accuracy says nothing")
+            advice = "; --data.stratify holds out some of each class" if at_random and name == "validation" else ""
+            found.append(
+                f"data: all {len(split):,} {name} images are of one class, {label!r}: accuracy says nothing{advice}"
+            )
     return found
 
 

@@ -336,6 +336,25 @@ def test_one_class_is_refused_or_said(tiny_config, tiny_data, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("own", "stratify", "advised"), [(False, False, True), (False, True, False), (True, False, False)]
+)
+def test_what_would_hold_out_every_class_is_said(own, stratify, advised, tiny_config, tiny_data, tmp_path, capsys):
+    """Where the validation images were chosen without regard to their classes."""
+    label = np.zeros(100, np.int32)
+    label[0] = 1  # so rare a class that none of it is held out
+    images = dataclasses.replace(tiny_data.train, label=label)
+    dataset = dataclasses.replace(tiny_data, train=images, validation=images.take(slice(1, 9)) if own else None)
+    config = dataclasses.replace(
+        tiny_config,
+        data=dataclasses.replace(tiny_config.data, stratify=stratify, split_seed=1),
+        train=dataclasses.replace(tiny_config.train, steps=1, evaluate_every=None),
+    )
+    train(config, tmp_path / "run", dataset=dataset)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "validation images are of one class" in line]
+    assert line.endswith("accuracy says nothing" + "; --data.stratify holds out some of each class" * advised)
+
+
 def test_smoothing_leaves_something_of_the_label(tiny_config, tiny_data, tmp_path):
     cfg = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, label_smoothing=1.0))
     with pytest.raises(InputError, match=r"train\.label-smoothing: received 1\.0, allowed: at least 0 and below 1"):
