@@ -208,7 +208,7 @@ def _by_name(field: str, value: Any, default: Any) -> Any:
     if isinstance(value, str) and value in choices:
         return choices[value]
     if choices is DTYPES:
-        with contextlib.suppress(TypeError):  # of what is no type
+        with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy's, of what is no type
             if value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating):
                 return value
     elif callable(value):

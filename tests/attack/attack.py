@@ -1,6 +1,6 @@
 """More than a thousand attacks on the commands, run folders, data and weights: each must end well.
 
-    python tests/attack/attack.py [--only KIND] [--seed S] [--write docs/attacks.md]
+    python tests/attack/attack.py [--only KIND] [--seed S] [--busy FACTOR] [--write docs/attacks.md]
 
 An attack ends well where the result is right and unchanged, or where one line says what is wrong. It fails where the
 result is wrong in silence, where there is a traceback, where nothing comes for 30 seconds, or where something is lost.
@@ -9,6 +9,8 @@ result is wrong in silence, where there is a traceback, where nothing comes for 
 import argparse
 import collections
 import contextlib
+import dataclasses
+import functools
 import os
 import pathlib
 import random
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
@@ -35,29 +38,53 @@ COUNTS = {"fields": 150, "run folders": 260, "signals": 12}
 SHOWN = ("right", "line", "silent", "traceback", "many lines", "hang", "lost")
 
 
-def cases(folder: pathlib.Path, outside: pathlib.Path, seed: int, only: str | None):
+@dataclasses.dataclass(frozen=True)
+class Ground:
+    """What is attacked: a folder to work in, an experiment in it, its runs and images; and a folder outside."""
+
+    folder: pathlib.Path
+    outside: pathlib.Path
+
+    @functools.cached_property
+    def experiment(self) -> pathlib.Path:
+        """An experiment of a second."""
+        file = self.folder / "bright.py"
+        file.write_text(EXPERIMENT, encoding="utf-8")
+        return file
+
+    @functools.cached_property
+    def runs(self) -> files.Runs:
+        """Finished runs of it."""
+        return files.Runs(self.folder, self.experiment)
+
+    @functools.cached_property
+    def sets(self) -> files.Sets:
+        """Images in a folder and in a tar."""
+        return files.Sets(self.folder)
+
+
+KINDS: dict[str, Callable[[Ground, random.Random], Iterator[attacks.Case]]] = {
+    "options": lambda on, rng: typed.options(on.folder, on.experiment),
+    "commands": lambda on, rng: typed.commands(on.folder, on.runs.whole),
+    "fields": lambda on, rng: typed.fields(COUNTS["fields"], rng),
+    "run folders": lambda on, rng: files.run_folders(on.runs, on.outside, COUNTS["run folders"], rng),
+    "strays": lambda on, rng: files.strays(on.runs, on.outside),
+    "names": lambda on, rng: files.names(on.runs),
+    "folders of images": lambda on, rng: files.folders(on.sets, on.outside),
+    "archives": lambda on, rng: files.archives(on.sets, rng),
+    "prepared sets": lambda on, rng: files.prepared(on.folder),
+    "weights": lambda on, rng: files.state_dicts(on.folder),
+    "signals": lambda on, rng: processes.signals(on.folder, on.experiment, COUNTS["signals"]),
+    "environments": lambda on, rng: processes.environments(on.folder, on.experiment),
+}
+"""The cases of each kind; what is drawn is the same whether other kinds go before or not."""
+
+
+def cases(on: Ground, seed: int, only: str | None) -> Iterator[attacks.Case]:
     """Every case, kind after kind."""
-    experiment = folder / "bright.py"
-    experiment.write_text(EXPERIMENT, encoding="utf-8")
-    rng = random.Random(seed)
-    runs = files.Runs(folder, experiment)
-    kinds = {
-        "options": lambda: typed.options(folder, experiment),
-        "commands": lambda: typed.commands(folder, runs.whole),
-        "fields": lambda: typed.fields(COUNTS["fields"], rng),
-        "run folders": lambda: files.run_folders(runs, outside, COUNTS["run folders"], rng),
-        "strays": lambda: files.strays(runs, outside),
-        "names": lambda: files.names(runs),
-        "folders of images": lambda: files.folders(files.Sets(folder), outside),
-        "archives": lambda: files.archives(files.Sets(folder), rng),
-        "prepared sets": lambda: files.prepared(folder),
-        "weights": lambda: files.state_dicts(folder),
-        "signals": lambda: processes.signals(folder, experiment, COUNTS["signals"]),
-        "environments": lambda: processes.environments(folder, experiment),
-    }
-    for kind, make in kinds.items():
+    for kind, make in KINDS.items():
         if only in (None, kind):
-            yield from make()
+            yield from make(on, random.Random(f"{seed} {kind}"))
 
 
 @contextlib.contextmanager
@@ -68,7 +95,7 @@ def ending(case: attacks.Case):
         print(f"hang: {case.kind}: {case.name}: for good", flush=True)
         os._exit(1)
 
-    timer = threading.Timer(2 * attacks.PATIENCE + 10, end)
+    timer = threading.Timer(2 * attacks.by_the_clock() + 10, end)
     timer.daemon = True
     timer.start()
     try:
@@ -105,13 +132,16 @@ fails where the result is wrong in silence, where there is a traceback or more l
 def main() -> int:
     """Prints each failure and the counts; the exit status is 1 where there is a failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="one kind")
+    parser.add_argument("--only", choices=KINDS, help="one kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=pathlib.Path, help="a Markdown file for the counts")
-    parser.add_argument("--patience", type=float, default=30, help="seconds; more of them on a machine that is busy")
+    parser.add_argument("--patience", type=float, default=30, help="seconds of a processor for an attack")
+    parser.add_argument(
+        "--busy", type=float, default=1, help="so many times as long by the clock, on a machine with other work"
+    )
     parser.add_argument("--verbose", action="store_true", help="a line for each attack")
     arguments = parser.parse_args()
-    attacks.PATIENCE = arguments.patience
+    attacks.PATIENCE, attacks.BUSY = arguments.patience, arguments.busy
     write = arguments.write and arguments.write.resolve()
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory() as name:
@@ -127,7 +157,7 @@ def main() -> int:
         os.chdir(here)  # what is written to a relative path
         started = kind_started = time.monotonic()
         kind = ""
-        for case in cases(folder, outside, arguments.seed, arguments.only):
+        for case in cases(Ground(folder, outside), arguments.seed, arguments.only):
             if case.kind != kind:
                 if kind:
                     print(f"{kind}: {time.monotonic() - kind_started:.0f} s", flush=True)

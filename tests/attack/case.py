@@ -18,7 +18,10 @@ from cnnjax.ops.errors import InputError
 from cnnjax.training import RunError
 
 PATIENCE = 30.0
-"""Seconds after which a command counts as hanging."""
+"""Seconds of a processor after which a command counts as hanging."""
+
+BUSY = 1.0
+"""By the clock it may take so many times as long: more than once where other processes have the processor too."""
 
 EXPERIMENT = '''"""Three classes of tiny images, told apart by where they are bright."""
 
@@ -115,18 +118,26 @@ class Hang(BaseException):
 
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
-    """Raises `Hang` where what is inside takes longer than `PATIENCE`."""
+    """Raises `Hang` where what is inside takes longer than `PATIENCE`, or by the clock than that when busy."""
 
     def give_up(number: int, frame: Any) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    before = {number: signal.signal(number, give_up) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, by_the_clock())
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def by_the_clock() -> float:
+    """Seconds by the clock that a command may take."""
+    return PATIENCE * BUSY
 
 
 def command(*argv: object) -> Said:

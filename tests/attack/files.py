@@ -48,6 +48,9 @@ class Runs:
         for run, seed in ((self.whole, 0), (self.other, 1)):
             said = command("run", experiment, "--workdir", run, "--train.seed", seed)
             assert said.status == 0, said.err
+        self.linked = folder / "linked"  # a user may keep checkpoints on another disk: written to, nothing in it lost
+        self.linked.mkdir()
+        (self.linked / "precious.txt").write_text("the only copy, too\n")
         self.image = folder / "image.png"
         Image.fromarray(np.arange(81, dtype=np.uint8).reshape(9, 9)).save(self.image)
         self.expected = {name: self.do(name, self.whole) for name in ("again", "evaluate", "predict", "load")}
@@ -73,11 +76,14 @@ class Runs:
             value = [result["fingerprint"], result["test_accuracy"], result["seed"], rows]
         return Said(0, said.out, said.err, value)
 
-    def right(self, what: str, said: Said) -> str:
-        """Nothing changed, or what did is said."""
-        if said.value == self.expected[what].value or said.warned:
+    def right(self, what: str, name: str, said: Said) -> str:
+        """Nothing changed, or a line names the file that was attacked or the checkpoint that it belongs to."""
+        folder, _, inside = name.partition("/")
+        step = inside.partition("/")[0].removesuffix(".json")
+        part = f"checkpoint {step} in " if folder == "checkpoints" and step else name
+        if said.value == self.expected[what].value or name in said.err or part in said.err:
             return ""
-        return f"{str(said.value)[:150]} for {str(self.expected[what].value)[:150]}"
+        return f"{str(said.value)[:150]} for {str(self.expected[what].value)[:150]}, {said.err!r:.600} said"
 
     def attacked(self, what: str, damage: Damage) -> Said:
         """Damages a copy, and does something with it."""
@@ -127,7 +133,7 @@ def _damages(runs: Runs, outside: pathlib.Path, name: str) -> dict[str, Damage]:
     if source.is_dir():
         return found | {
             "a file": replace(lambda path: path.write_text("a file")),
-            "a link to a folder": replace(lambda path: path.symlink_to(outside)),
+            "a link to a folder": replace(lambda path: path.symlink_to(runs.linked)),
         }
     found |= {
         "empty": rewrite(lambda content: b""),
@@ -169,11 +175,8 @@ def run_folders(runs: Runs, outside: pathlib.Path, count: int, rng: random.Rando
     ]
     for name, (title, damage), what in rng.sample(every, min(count, len(every))):
         act = functools.partial(runs.attacked, what, damage)
-        yield Case("run folders", f"{what}: {name} {title}", act, functools.partial(_said_or_same, runs, what))
-
-
-def _said_or_same(runs: Runs, what: str, said: Said) -> str:
-    return runs.right(what, said)
+        right = functools.partial(runs.right, what, name)
+        yield Case("run folders", f"{what}: {name} {title}", act, right, keeps=(runs.linked, runs.linked))
 
 
 def strays(runs: Runs, outside: pathlib.Path) -> Iterator[Case]:
@@ -199,7 +202,7 @@ def strays(runs: Runs, outside: pathlib.Path) -> Iterator[Case]:
                 for what in ("resume", "evaluate") if (where, kind) == ("checkpoints", "folder") else ("evaluate",):
                     act = functools.partial(runs.attacked, what, functools.partial(stray, where, name, make))
                     title = f"{what}: a {kind} {where}/{name!r:.40}"
-                    right = functools.partial(_said_or_same, runs, what)
+                    right = functools.partial(runs.right, what, str(pathlib.PurePath(where, name)))
                     yield Case("strays", title, act, right, keeps=(runs.whole / "checkpoints", runs.work / "run"))
 
 
@@ -260,8 +263,10 @@ class Sets:
         """Nothing changed, or what was read is named: how many images of how many classes."""
         if said.value == self.folder_value.value:
             return ""
-        named = all(str(number) in said.err for number in said.value[2:])
-        return "" if said.warned and named else f"{said.value[1:]} read, {said.err!r:.100} said"
+        classes, train, test = said.value[1:]
+        several = "es" * (len(classes) > 1)
+        named = f"holds images of {len(classes)} class{several}: {train} in train, {test} in test\n" in said.err
+        return "" if named else f"{said.value[1:]} read, {said.err!r:.600} said"
 
 
 def folders(sets: Sets, outside: pathlib.Path) -> Iterator[Case]:
@@ -436,7 +441,17 @@ def prepared(folder: pathlib.Path) -> Iterator[Case]:
 
     expected = read(lambda path: None)
     assert expected.status == 0, expected.err
-    right = lambda said: "" if said.value == expected.value or said.warned else f"{str(said.value)[:200]}"
+    _, classes, *rest = expected.value
+    numbered = (
+        tuple(str(i) for i in range(len(classes))),
+        *rest,
+    )  # where the names are lost, by which the sum goes too
+
+    def right(said: Said) -> str:
+        named = said.value[1:] == numbered and f"has no names for its {len(classes)} classes" in said.err
+        if said.value == expected.value or named:
+            return ""
+        return f"{str(said.value)[:200]}, {said.err!r:.600} said"
 
     def edited(name: str, change: Callable[[Any], Any]) -> Damage:
         def damage(place: pathlib.Path) -> None:
@@ -512,16 +527,20 @@ def state_dicts(folder: pathlib.Path) -> Iterator[Case]:
     work = folder / "weights"
     work.mkdir()
     model, image = models.create("resnet18", num_classes=3), (32, 32, 3)
-    variables = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(  # whole numbers, which other dtypes hold too
+        lambda leaf: rng.integers(-99, 100, leaf.shape).astype(leaf.dtype),
         jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image), np.float32)),
     )
     whole = weights.to_torch(variables, model)
     first = next(iter(whole))
 
-    def took(said: Said) -> str:
-        same = jax.tree.structure(said.value) == jax.tree.structure(variables)
-        return "" if same or said.warned else "other variables"
+    def took(said: Said, variables: Any = variables) -> str:
+        if jax.tree.structure(said.value) != jax.tree.structure(variables):
+            return f"other variables, {said.err!r:.600} said"
+        same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), b, equal_nan=True), said.value, variables)
+        other = [jax.tree_util.keystr(path) for path, one in jax.tree.leaves_with_path(same) if not one]
+        return f"other values of {', '.join(other)[:200]}, {said.err!r:.600} said" if other else ""
 
     def given(state: Any) -> Case:
         return functools.partial(call, weights.from_torch, state, model, image)  # type: ignore[return-value]
@@ -555,9 +574,12 @@ def state_dicts(folder: pathlib.Path) -> Iterator[Case]:
     for value in (None, [], {}, 3, "x", b"x", [whole], iter(()), np.zeros(3), model):
         changed[f"a {type(value).__name__}"] = value
     changed["sorted"] = dict(sorted(whole.items()))
-    changed["NaN"] = whole | {first: np.full_like(whole[first], np.nan)}
     for name, state in changed.items():
         yield Case("weights", name, given(state), took)  # type: ignore[arg-type]
+    layers = variables["params"]
+    nan = {**variables, "params": {**layers, "conv1": jax.tree.map(lambda leaf: leaf * np.nan, layers["conv1"])}}
+    right = functools.partial(took, variables=nan)  # what is given is taken
+    yield Case("weights", "NaN", given(whole | {first: whole[first] * np.nan}), right)  # type: ignore[arg-type]
 
     path = work / "weights.safetensors"
     save_file({name: np.ascontiguousarray(value) for name, value in whole.items()}, path)

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -24,12 +25,17 @@ def _start(words: list[str], **variables: str) -> subprocess.Popen:
 
 
 def _end(process: subprocess.Popen, seconds: float | None = None) -> Said:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
-        out, err = process.communicate(timeout=seconds or attacks.PATIENCE)
+        out, err = process.communicate(timeout=seconds or attacks.by_the_clock())
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise Hang from None
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if took > (seconds or attacks.PATIENCE):
+        raise Hang
     return Said(process.returncode, out, err)
 
 
