@@ -135,10 +135,14 @@ def brightness(image: np.ndarray) -> np.ndarray:
     return image.reshape(len(image), -1).mean(1, dtype=np.float64) / 255
 
 
-def sha256(dataset: Dataset) -> str:
-    """A checksum of every image and label of `dataset`, in order."""
+def sha256(dataset: Dataset, split: str | None = None) -> str:
+    """A checksum of every image and label of `dataset`, or of one of its splits, in order.
+
+    Splits of equal content have equal checksums.
+    """
     digest = hashlib.sha256()
-    for name, arrays in dataset.splits().items():
+    named = dataset.splits() if split is None else {"": dataset.splits()[split]}
+    for name, arrays in named.items():
         for array in (arrays.image, arrays.label):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)

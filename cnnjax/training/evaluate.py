@@ -67,11 +67,15 @@ def evaluate(
             f"data.name: images of {config.data.name} are {derived.image_shape}, allowed: {run.info.image_shape}, "
             f"as the run's"
         )
-    same = None if name is not None else derived.sha256 == run.info.sha256
-    if same is False:
+    now, then = derived.sha256, run.info.sha256
+    by_split = derived.split_sha256 or {}
+    if split in by_split and split != "train" and by_split[split] == by_split["train"]:
+        # Training images are missing, and these stand for them: what is evaluated may be the run's all the same.
+        now, then = by_split[split], (run.info.split_sha256 or {}).get(split)
+    same = None if name is not None or then is None else now == then
+    if then is not None and same is False:
         warnings.warn(
-            f"these are not the data that {run.folder} was made with: their sha256 is {derived.sha256[:16]}…, it was "
-            f"{run.info.sha256[:16]}…",
+            f"these are not the data that {run.folder} was made with: their sha256 is {now[:16]}…, it was {then[:16]}…",
             stacklevel=2,
         )
     elif same and run.unsealed and config.data.limit is not None:

@@ -47,6 +47,8 @@ class Derived:
     brightness: tuple[float, float] | None = None
     """Least and greatest mean pixel, in [0, 1], of 998 of 1,000 training images; not known of photographs that are
     streamed."""
+    split_sha256: dict[str, str] | None = None
+    """The same checksum of each split that the data set has; not known of photographs that are streamed."""
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -130,12 +132,13 @@ def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tu
     """
     data = config.data
     if isinstance(dataset, datasets.PhotoSet):
-        sha256 = dataset.sha256
+        sha256, split_sha256 = dataset.sha256, None
         if data.crop is None:
             raise InputError(f"data.crop: allowed: a number of pixels, as {dataset.name} is photographs to be streamed")
     else:
         datasets.check(dataset)
         sha256 = datasets.sha256(dataset)
+        split_sha256 = {split: datasets.sha256(dataset, split) for split in dataset.splits()}
         if data.crop is not None:
             raise InputError(f"data.crop: {dataset.name} is in memory; allowed: photographs (folder, tfds:NAME)")
     if len(dataset.classes) == 1:
@@ -178,6 +181,7 @@ def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tu
         provenance=dataset.provenance,
         sha256=sha256,
         brightness=_brightness(train),
+        split_sha256=split_sha256,
     )
     return splits, derived
 

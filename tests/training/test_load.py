@@ -333,6 +333,20 @@ def test_evaluation_on_a_folder_of_few_images(run, trained, originals, tmp_path,
         assert (again["accuracy"], again["loss"], again["same_data"]) == (found["accuracy"], found["loss"], False)
 
 
+def test_test_images_alone_are_held_to_their_own_checksum(run):
+    """Where training images are missing, test images stand for them."""
+    digits = data.load("digits", size=(28, 28))
+    alone = dataclasses.replace(digits, train=digits.test, validation=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(run, dataset=alone)["same_data"] is True
+        unknown = dataclasses.replace(run, info=dataclasses.replace(run.info, split_sha256=None))
+        assert evaluate(unknown, dataset=alone)["same_data"] is None
+    changed = dataclasses.replace(digits.test, label=np.roll(digits.test.label, 1))
+    with pytest.warns(UserWarning, match="these are not the data that"):
+        assert evaluate(run, dataset=dataclasses.replace(alone, train=changed, test=changed))["same_data"] is False
+
+
 def test_evaluation_tells_that_a_limit_once_took_other_images(run):
     """Of a run of a version that took the first images; without a limit they are all the same."""
     limited = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, limit=256))
