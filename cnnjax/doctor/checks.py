@@ -89,7 +89,7 @@ def release() -> Outcome:
 # --- Convolutions against the oracle ----------------------------------------------------------------------------------
 
 
-class Layer(NamedTuple):
+class Convolution(NamedTuple):
     """A convolution of training size: 147,456 rows (batch times places) of output."""
 
     image: tuple[int, int, int, int]
@@ -112,11 +112,11 @@ class Layer(NamedTuple):
         }
 
 
-LAYERS = {
-    "5x5 of one channel": Layer((64, 48, 48, 1), (5, 5, 1, 6)),
-    "3x3": Layer((144, 32, 32, 16), (3, 3, 16, 32)),
-    "3x3 with stride 2": Layer((144, 64, 64, 3), (3, 3, 3, 16), stride=2),
-    "3x3 in 4 groups": Layer((144, 32, 32, 16), (3, 3, 4, 16), groups=4),
+CONVOLUTIONS = {
+    "5x5 of one channel": Convolution((64, 48, 48, 1), (5, 5, 1, 6)),
+    "3x3": Convolution((144, 32, 32, 16), (3, 3, 16, 32)),
+    "3x3 with stride 2": Convolution((144, 64, 64, 3), (3, 3, 3, 16), stride=2),
+    "3x3 in 4 groups": Convolution((144, 32, 32, 16), (3, 3, 4, 16), groups=4),
 }
 """One for each way in which `auto` computes convolutions on CPU, but for pointwise ones, which are products."""
 
@@ -138,7 +138,7 @@ class _Operands(NamedTuple):
 @functools.cache
 def _operands(name: str, dtype: str) -> _Operands:
     """Normal numbers of a dtype, for the image, the kernel and the weights of the output, and what comes of them."""
-    layer = LAYERS[name]
+    layer = CONVOLUTIONS[name]
     rng = np.random.default_rng(0)
     draw = lambda *shape: np.asarray(jnp.asarray(rng.standard_normal(shape), dtype))
     batch, height, width, _ = layer.image
@@ -164,9 +164,9 @@ def as_exact_as_float32() -> contextlib.AbstractContextManager:
 def convolution(implementation: str) -> Outcome:
     """One implementation's value and both gradients, each within its stated bound (docs/equivalence.md)."""
     share, rms = 0.0, {"float32": 0.0, "bfloat16": 0.0}
-    for dtype, names in (("float32", LAYERS), ("bfloat16", HALF)):
+    for dtype, names in (("float32", CONVOLUTIONS), ("bfloat16", HALF)):
         for name in names:
-            layer, it = LAYERS[name], _operands(name, dtype)
+            layer, it = CONVOLUTIONS[name], _operands(name, dtype)
             if implementation == "winograd" and layer.stride > 1:
                 continue  # which it refuses
             convolve = functools.partial(ops.conv_implementation(implementation), **layer.options)
@@ -198,7 +198,7 @@ def default_precision() -> Outcome:
     """How exact float32 convolutions are by default: GPUs and TPUs round the operands unless told otherwise."""
     if jax.default_backend() == "cpu":
         return Outcome("skipped", "float32 is float32 on a CPU")
-    it, layer = _operands("3x3", "float32"), LAYERS["3x3"]
+    it, layer = _operands("3x3", "float32"), CONVOLUTIONS["3x3"]
     found = jax.jit(functools.partial(ops.conv_general_dilated, **layer.options))(it.x, it.w)
     relative = _rms(np.asarray(found, np.float64) - it.exact[0].exact) / _rms(it.exact[0].exact)
     return Outcome("right", f'error {relative:.0e} in float32 (jax.default_matmul_precision("highest") has less)')
@@ -368,7 +368,7 @@ def grouped_on_copies(implementation: str) -> Outcome:
     mesh = _mesh(copies=2)
     if mesh is None:
         return _ONE if len(jax.devices()) < 2 else Outcome("skipped", "an odd number of devices")
-    layer = LAYERS["3x3 in 4 groups"]
+    layer = CONVOLUTIONS["3x3 in 4 groups"]
     rng = np.random.default_rng(0)
     small = lambda *shape: rng.integers(-2, 3, shape).astype(np.float32)
     x, c, w = small(_sizes(mesh), 16, 16, 16), small(_sizes(mesh), 16, 16, 16), small(*layer.kernel)

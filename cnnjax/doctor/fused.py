@@ -342,7 +342,7 @@ def rounds(layer: Layer, implementation: str) -> bool:
 # --- The right values -------------------------------------------------------------------------------------------------
 
 
-class Exact(NamedTuple):
+class Expected(NamedTuple):
     """An array as it should be."""
 
     name: str
@@ -428,7 +428,7 @@ def weights(outputs: Sequence[Any]) -> list[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=4)
-def oracle(case: Case) -> list[Exact]:
+def expected(case: Case) -> list[Expected]:
     """What the program of a case returns, in order, whatever its dtype."""
     tail = TAILS[case.tail]
     x, w, bias, y, scale = operands(case.layer, case.examples, tail.antisymmetric)
@@ -437,12 +437,12 @@ def oracle(case: Case) -> list[Exact]:
         # Each output of absolute values; a loss is as far off as its logits.
         scales = (scale.max(),) if case.tail == "loss" else tail.exact(scale, abs(bias))
         for i, (output, of_output) in enumerate(zip(outputs, scales, strict=True)):
-            result.append(Exact(f"output {i}", output, np.maximum(of_output, abs(output)), tail.integers))
+            result.append(Expected(f"output {i}", output, np.maximum(of_output, abs(output)), tail.integers))
     if case.part != "value":
         dy = tail.pull(y, bias, *weights(outputs))
         both = zip(gradients(case.layer, x, w, dy), gradients(case.layer, abs(x), abs(w), abs(dy)), strict=True)
         integers = tail.integers and tail.integer_gradients
-        dx, dw = (Exact("", value, of_value, integers) for value, of_value in both)
+        dx, dw = (Expected("", value, of_value, integers) for value, of_value in both)
         dx, dw = dx._replace(name="input gradient"), dw._replace(name="kernel gradient")
         result += [dw] if case.part == "kernel gradient" else [dx, dw]
     return result
@@ -452,7 +452,7 @@ def oracle(case: Case) -> list[Exact]:
 
 
 def program(case: Case, implementation: str) -> Callable[..., list[jax.Array]]:
-    """The jitted function of (x, w, bias, weights of the outputs) that returns what `oracle` says."""
+    """The jitted function of (x, w, bias, weights of the outputs) that returns what `expected` says."""
     tail = TAILS[case.tail]
     convolution = functools.partial(conv_implementation(implementation), **case.layer.options())
 
@@ -507,11 +507,13 @@ def compare(case: Case, implementation: str) -> list[Difference]:
     rounded = rounds(case.layer, implementation) or jax.default_backend() != "cpu"
     return [
         difference(case, implementation, exact, np.asarray(array.astype(jnp.float32), np.float64), array.dtype, rounded)
-        for exact, array in zip(oracle(case), arrays, strict=True)
+        for exact, array in zip(expected(case), arrays, strict=True)
     ]
 
 
-def difference(case: Case, implementation: str, exact: Exact, got: np.ndarray, dtype: Any, rounded: bool) -> Difference:
+def difference(
+    case: Case, implementation: str, exact: Expected, got: np.ndarray, dtype: Any, rounded: bool
+) -> Difference:
     """How far `got`, which was computed in a dtype, is from `exact`.
 
     Args:

@@ -28,10 +28,10 @@ def small(monkeypatch):
     """The same checks on arrays of a few rows."""
     monkeypatch.setattr(
         checks,
-        "LAYERS",
+        "CONVOLUTIONS",
         {
             name: layer._replace(image=(8, 8, 8, layer.image[-1]), stride=layer.stride)
-            for name, layer in checks.LAYERS.items()
+            for name, layer in checks.CONVOLUTIONS.items()
         },
     )
     checks._operands.cache_clear()

@@ -54,7 +54,7 @@ def test_right_values_have_no_rounding():
     """At the largest size too: n times each is an integer, and the terms of a sum add up to less than 2^24."""
     layer, tail = fused.LAYERS[0], "mean and mean of squares over rows"
     case = Case(layer, max(fused.SIZES) // layer.side**2 + 1, tail, "gradients")
-    for it in fused.oracle(case):
+    for it in fused.expected(case):
         terms = it.value if it.name == "output 1" else it.scale  # squares are taken of sums
         np.testing.assert_array_equal(2**19 * it.value, np.rint(2**19 * it.value))
         assert it.integers
@@ -98,7 +98,7 @@ def test_a_wrong_convolution_is_found(monkeypatch, tail, part):
 
 @pytest.mark.parametrize("got", [np.nan, np.inf])
 def test_numbers_that_are_none_are_found(got):
-    exact = fused.Exact("output 0", np.ones(3), np.ones(3), False)
+    exact = fused.Expected("output 0", np.ones(3), np.ones(3), False)
     case = Case(Layer(3, 4, side=16), 4, "loss", "value")
     found = fused.difference(case, "auto", exact, np.array([1, got, 1]), np.float32, True)
     assert (found.wrong, found.elements) == (1, 3)

@@ -2,7 +2,8 @@
 
 Shapes of maximum and average pooling are compared in all 2,520 cases of an axis, those of the others in some; values in
 16 cases of two axes that are drawn for each pooling, gradients in 10, summaries in 16. `make equivalence` compares the
-values in all cases of one axis. The oracle is `cnnjax.ops.reference`; gradients and switches are found by pooling what tells positions apart.
+values in all cases of one axis. The oracle is `cnnjax.ops.reference`; gradients and switches are found by pooling what
+tells positions apart.
 """
 
 import functools
