@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -72,7 +73,7 @@ release is known to compile wrongly (docs/releases.md).
 def empty_section() -> str:
     """`SECTION` filled in, its table without lines."""
     columns = ["jaxlib", "Python", "XLA_FLAGS", "programs", "arrays", "wrong", *CONV_IMPLEMENTATIONS, "probes wrong"]
-    return SECTION.format(
+    text = SECTION.format(
         tails="; ".join(fused.TAILS),
         layers=len(fused.LAYERS),
         count=len(fused.TAILS),
@@ -82,6 +83,9 @@ def empty_section() -> str:
         header=f"| {' | '.join(columns)} |",
         rule=f"|---|---|---|{'--:|' * (len(columns) - 3)}",
     )
+    paragraphs = text.strip().split("\n\n")
+    table = paragraphs.pop()
+    return "\n\n".join([*(textwrap.fill(part, 120) for part in paragraphs), f"{table}\n"])
 
 
 def section_in(path: pathlib.Path) -> str:
