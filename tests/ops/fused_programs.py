@@ -111,7 +111,7 @@ def table_line(version: str, results: Sequence[Result], probes: Iterable[str]) -
     cells = [
         version,
         ".".join(platform.python_version_tuple()[:2]),
-        " ".join(f"`{flag.partition('=')[2]}`" for flag in flags) or "none needed",
+        " ".join(f"`{flag.removeprefix('--xla_cpu_')}`" for flag in flags) or "none needed",
         f"{len(results):,}",
         f"{sum(r.arrays for r in results):,}",
         str(sum(len(r.wrong) for r in results)),
