@@ -12,6 +12,7 @@ import pytest
 RUN = """
 import os, signal, sys
 moment, workdir = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, under which the tests may run, has ignored
 from cnnjax.training import checkpoint, feed, files
 from experiments import quickstart
 
