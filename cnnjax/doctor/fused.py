@@ -603,16 +603,15 @@ def _eager() -> str | None:
     return None if ((uniform >= 0) & (uniform < 1)).all() else "uniform numbers outside jit are not between 0 and 1"
 
 
-def transforms(seconds: float = 3) -> None:
+def _transforms() -> None:
     """openxla/xla#46347, jaxlib 0.11.1 and 0.11.2: transforms on all threads wait for work that no thread is left for.
 
-    Args:
-      seconds: for how long to try it. On two cores it hung within one of them nearly always.
+    It is tried for three seconds; on two cores it hung within one of them nearly always.
     """
     x, cores = jnp.ones((8, 32, 32, 8)), os.cpu_count() or 1
     side_by_side = lambda count: jax.jit(lambda x: [jnp.fft.rfftn(x + i, axes=(1, 2)) for i in range(count)])
     programs = [side_by_side(count) for count in (cores + 1, 2 * cores, 4 * cores)]
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 3
     while time.monotonic() < end:
         for program in programs:
             jax.block_until_ready(program(x))
@@ -625,7 +624,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "jax#39257": _broadcast,
     "jax#40412": _degenerate,
     "jax#40633": _eager,
-    "openxla/xla#46347": transforms,
+    "openxla/xla#46347": _transforms,
 }
 """Programs that some release compiled wrongly; each returns a line where its values are wrong, else None."""
 

@@ -59,7 +59,8 @@ def evaluate(
     ours = named.startswith("tfds:") or codes.is_ours(datasets.DATASETS.get(named))
     if run.not_executed and not ours and name is None and dataset is None:
         raise InputError(f"{run.folder}: its data {config.data.name!r} were defined in {run.not_executed}")
-    splits, derived = setup.prepare(config, setup.load_data(config, split) if dataset is None else dataset)
+    dataset = setup.load_data(config, split) if dataset is None else dataset
+    splits, derived = setup.prepare(config, dataset)
     if split not in splits:
         raise unknown("split", split, splits)
     if derived.image_shape != run.info.image_shape:
@@ -68,12 +69,10 @@ def evaluate(
             f"as the run's"
         )
     now, then = derived.sha256, run.info.sha256
-    by_split = derived.split_sha256 or {}
-    if split in by_split and split != "train" and by_split[split] == by_split["train"]:
-        # Training images are missing, and these stand for them: what is evaluated may be the run's all the same.
-        now, then = by_split[split], (run.info.split_sha256 or {}).get(split)
-    same = None if name is not None or then is None else now == then
-    if then is not None and same is False:
+    if _stands_for_train(split, dataset):  # what is evaluated may be the run's all the same
+        now, then = ((of.split_sha256 or {}).get(split) for of in (derived, run.info))
+    same = None if name is not None or now is None or then is None else now == then
+    if now and then and same is False:
         warnings.warn(
             f"these are not the data that {run.folder} was made with: their sha256 is {now[:16]}…, it was {then[:16]}…",
             stacklevel=2,
@@ -106,6 +105,15 @@ def evaluate(
         "examples": int(sums["count"]),
         **metrics.averages(sums, run.info.num_classes),
     }
+
+
+def _stands_for_train(split: str, dataset: datasets.Dataset | datasets.PhotoSet) -> bool:
+    """Whether a set in memory lacks its training images, for which those of the split stand (`cnnjax.data.load`)."""
+    if split == "train" or not isinstance(dataset, datasets.Dataset):
+        return False
+    here = dataset.splits().get(split)
+    pairs = ((dataset.train.image, here.image), (dataset.train.label, here.label)) if here else ()
+    return bool(pairs) and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _labelled_as(run: setup.Derived, examples: setup.Split, derived: setup.Derived, name: str) -> setup.Split:

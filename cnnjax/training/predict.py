@@ -180,7 +180,7 @@ def predict_files(run: "LoadedRun", files: Iterable[pathlib.Path], *, invert: bo
         images = np.stack(list(opened.values())) if opened else np.zeros((0, *run.info.image_shape), np.uint8)
         found = outputs(run, images)
         likely = metrics.probabilities(run.config.train.loss, found)
-        beyond, swapped = (excess(pixels, run.info.brightness) for pixels in (images, 255 - images))
+        beyond, swapped = excess(images, run.info.brightness), excess(images, run.info.brightness, swapped=True)
         rows = {i: (found[row], likely[row], float(beyond[row]), float(swapped[row])) for row, i in enumerate(opened)}
         for i, file in enumerate(batch):
             if i in errors:
@@ -224,7 +224,7 @@ def _unreadable(error: OSError) -> NoReturn:
 _MARGIN = 0.05
 
 
-def excess(images: np.ndarray, brightness: Sequence[float] | None) -> np.ndarray:
+def excess(images: np.ndarray, brightness: Sequence[float] | None, *, swapped: bool = False) -> np.ndarray:
     """How far the mean pixel of each image is above, or (below 0) below, that of nearly all training images.
 
     The range of the training images is that between two quantiles, which a few of any images exceed by a little: what
@@ -235,6 +235,8 @@ def excess(images: np.ndarray, brightness: Sequence[float] | None) -> np.ndarray
       images: uint8 [n, height, width, channels].
       brightness: the range of the training images' mean pixels, in [0, 1]; nothing is outside where it isn't known.
 
+      swapped: says it of the images with black and white swapped.
+
     Returns:
       float64 [n], 0 inside of the range.
     """
@@ -242,6 +244,7 @@ def excess(images: np.ndarray, brightness: Sequence[float] | None) -> np.ndarray
         return np.zeros(len(images))
     low, high = brightness
     means = datasets.brightness(images)
+    means = 1 - means if swapped else means
     beyond = np.maximum(means - high, 0) - np.maximum(low - means, 0)
     return np.where(np.abs(beyond) > max(_MARGIN * (high - low), 1 / 255), beyond, 0)
 
@@ -256,4 +259,4 @@ def looks_inverted(images: np.ndarray, brightness: Sequence[float] | None) -> np
     Returns:
       bool [n].
     """
-    return np.abs(excess(255 - images, brightness)) < np.abs(excess(images, brightness))
+    return np.abs(excess(images, brightness, swapped=True)) < np.abs(excess(images, brightness))

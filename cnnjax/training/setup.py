@@ -48,7 +48,8 @@ class Derived:
     """Least and greatest mean pixel, in [0, 1], of 998 of 1,000 training images; not known of photographs that are
     streamed."""
     split_sha256: dict[str, str] | None = None
-    """The same checksum of each split that the data set has; not known of photographs that are streamed."""
+    """The same checksum of each split that the data set has besides "train", which is nearly all of it; not known of
+    photographs that are streamed."""
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -138,7 +139,7 @@ def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tu
     else:
         datasets.check(dataset)
         sha256 = datasets.sha256(dataset)
-        split_sha256 = {split: datasets.sha256(dataset, split) for split in dataset.splits()}
+        split_sha256 = {split: datasets.sha256(dataset, split) for split in dataset.splits() if split != "train"}
         if data.crop is not None:
             raise InputError(f"data.crop: {dataset.name} is in memory; allowed: photographs (folder, tfds:NAME)")
     if len(dataset.classes) == 1:
