@@ -207,7 +207,7 @@ def _check_weight(name: str, array: np.ndarray) -> np.ndarray:
 
 def _as_jax(arrays: Mapping[Any, np.ndarray], name: Callable[[Any], str]) -> dict[Any, jax.Array]:
     """The same values as JAX arrays. While JAX has no 64-bit types, float64 is rounded to float32, with a warning where
-    digits are lost.
+    digits are lost; and with one where values are not finite.
 
     Args:
       arrays: by any keys.
@@ -235,6 +235,9 @@ def _as_jax(arrays: Mapping[Any, np.ndarray], name: Callable[[Any], str]) -> dic
     if rounded:
         more = f" and {len(rounded) - 1} more" if len(rounded) > 1 else ""
         warnings.warn(f"weights: digits are lost in {rounded[0]}{more}; {_X64}", stacklevel=4)
+    strange = [name(key) for key, array in held.items() if not jnp.isfinite(array).all()]
+    if strange:
+        warnings.warn(f"weights: there is NaN or infinity in {_listed(strange)}", stacklevel=4)
     return held
 
 

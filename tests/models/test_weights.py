@@ -290,6 +290,18 @@ def test_floats_are_converted_where_they_must_be_and_the_rest_is_refused(small):
         assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_not_finite_are_said(small, tmp_path):
+    """A file of a training that diverged: taken as it is, and named."""
+    infinite = np.full_like(small["fc.weight"], np.inf)
+    diverged = {**small, "fc.bias": small["fc.bias"] * np.float32("nan"), "fc.weight": infinite}
+    says = "weights: there is NaN or infinity in (fc.weight, fc.bias|fc.bias, fc.weight)$"
+    with pytest.warns(UserWarning, match=says):
+        variables = load_small(diverged)
+    weights.save_safetensors(tmp_path / "it.safetensors", variables)
+    with pytest.warns(UserWarning, match="NaN or infinity in params/output/bias, params/output/kernel"):
+        same(weights.load_safetensors(tmp_path / "it.safetensors"), variables)
+
+
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation")
 def test_quantized_tensors_are_refused(small):
     bias = torch.quantize_per_tensor(torch.from_numpy(small["fc.bias"]), 0.1, 0, torch.qint8)
