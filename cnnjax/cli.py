@@ -344,7 +344,9 @@ def _summary(argv: list[str]) -> None:
     refuse_twice(argv, _Summary)
     from cnnjax import models
     from cnnjax.analysis import drawing, summary
+    from cnnjax.training import mesh as meshes
 
+    meshes.visible()  # tracing makes random keys, on a device
     if chosen.depth is not None and chosen.depth < 1:
         raise InputError(f"--depth: received {chosen.depth}; allowed: 1 or more")
     name, fields, image = _network(chosen.network, chosen.fields, chosen.trust_code)

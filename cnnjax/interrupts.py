@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 GRACE = 4.0
 """Seconds that a command has for leaving in order."""
@@ -63,6 +63,7 @@ def obeyed() -> Generator[None]:
         return
     _watch()
     signal.signal(signal.SIGINT, _raise)
+    before, sys.unraisablehook = sys.unraisablehook, _Unraisable(sys.unraisablehook)
     try:
         yield
     except KeyboardInterrupt:
@@ -70,6 +71,21 @@ def obeyed() -> Generator[None]:
         end_at_once()
     finally:
         signal.signal(signal.SIGINT, end_at_once)
+        if isinstance(sys.unraisablehook, _Unraisable):
+            sys.unraisablehook = before
+
+
+class _Unraisable:
+    """A `sys.unraisablehook` for which Ctrl-C is the end: in finalizers and callbacks, as of Python's garbage collection,
+    it would be printed at length and then lost."""
+
+    def __init__(self, hook: Callable[[Any], object]):
+        self.hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            end_at_once()
+        self.hook(unraisable)
 
 
 def are_obeyed() -> bool:

@@ -1,6 +1,7 @@
 """The `cnnjax` command: what each part of it prints and leaves behind."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -481,6 +482,33 @@ def test_data_show(output, tmp_path):
         assert shown in text
     with Image.open(tmp_path / "digits.png") as picture:
         assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize("platforms", ["nonsense", "cuda"])  # of which JAX says little, and nothing
+def test_platforms_that_are_not_there_are_a_line_of_every_command(run, images, platforms, tmp_path):
+    workdir = str(run)
+    commands = [
+        ["evaluate", workdir],
+        ["predict", workdir, str(images[0])],
+        ["summary", "lenet5"],
+        ["summary", workdir],
+        ["doctor"],
+        ["run", "quickstart", "--quick", "--workdir", str(tmp_path / "new")],
+    ]
+    program = "import sys\nfrom cnnjax.cli import main\nfor argv in " + repr(commands) + (
+        ":\n    try:\n        main(argv)\n    except SystemExit as left:\n        print(left.code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": platforms},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["2"] * len(commands)
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands)
+    assert all(line.startswith(f"error: devices: received JAX_PLATFORMS={platforms}") for line in lines)
 
 
 def test_the_library_raises_what_the_command_prints(run, capsys):

@@ -35,6 +35,8 @@ SWALLOWED = """
         time.sleep(60)
 """
 
+FINALIZER = """type("Slow", (), {"__del__": lambda self: time.sleep(60)})()"""  # Python can't raise what it raises
+
 
 def interrupted(command, word, **more):
     """Sends SIGINT once a command has said `word`; its status, what it said, and what on standard error."""
@@ -56,9 +58,10 @@ def interrupted(command, word, **more):
         ("importing", {"imports": SLEEP, "body": "pass", "after": ""}),
         ("working", {"imports": "", "body": SLEEP, "after": ""}),
         ("working", {"imports": "", "body": SWALLOWED.strip(), "after": ""}),  # as a callback of a library may
+        ("working", {"imports": "", "body": FINALIZER, "after": ""}),
         ("after", {"imports": "", "body": "pass", "after": SLEEP}),
     ],
-    ids=["importing", "working", "swallowed", "leaving"],
+    ids=["importing", "working", "swallowed", "in a finalizer", "leaving"],
 )
 def test_one_line_at_any_moment(word, parts):
     status, _, err = interrupted([sys.executable, "-c", PROGRAM.format(**parts)], word)

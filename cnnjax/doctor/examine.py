@@ -13,6 +13,7 @@ from typing import Any
 from cnnjax.doctor import machine
 from cnnjax.doctor.checks import Check, Outcome, all_checks
 from cnnjax.training import doubts
+from cnnjax.training import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +127,15 @@ class Display:
 
 
 def main(*, as_json: bool = False) -> int:
-    """Runs the doctor as a command and returns its exit status: 1 where something is wrong."""
+    """Runs the doctor as a command and returns its exit status: 1 where something is wrong.
+
+    Raises:
+      InputError: JAX finds no devices.
+    """
     import json
 
     use_virtual_devices()
+    meshes.visible()
     if as_json:
         report = examine()
         print(json.dumps({**dataclasses.asdict(report), "failed": report.failed}))

@@ -57,7 +57,15 @@ def pad_channels(x: jax.Array, features: int, stride: int, *, conv: Any, norm: A
 
     [batch, h, w, c] -> [batch, ceil(h / stride), ceil(w / stride), features]. The paper doesn't say where the new
     channels go; here they come last.
+
+    Raises:
+      InputError: there are more channels than features.
     """
+    if features < x.shape[-1]:
+        raise InputError(
+            f"widths: received {features} features after {x.shape[-1]}; allowed with shortcuts A, which add channels of "
+            f'zeros: as many or more (shortcut="B" takes any)'
+        )
     x = x[:, ::stride, ::stride]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 

@@ -115,12 +115,14 @@ def load(run_dir: str | pathlib.Path, *, best: bool = False, trust_code: bool = 
       The network, its variables, and `preprocess` and `predict`, which take images as the run's evaluation does.
 
     Raises:
-      InputError: the folder holds no run, or its network is defined in a file that is not executed.
+      InputError: the folder holds no run, its network is defined in a file that is not executed, or JAX finds no
+        devices.
       RunError: no checkpoint is intact.
     """
     run_dir = pathlib.Path(run_dir)
     found = describe(run_dir, trust_code=trust_code)
     record, config, derived = found.record, found.config, found.info
+    meshes.visible()
     directory = (run_dir / "checkpoints").absolute()
     model = make_model(config, derived.num_classes)
     dtype = jnp.dtype(config.train.dtype)

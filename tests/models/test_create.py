@@ -310,6 +310,10 @@ def test_intermediates_of_resnet50_have_the_published_shapes():
         (lambda: shapes("cs231n_cifar10", (7, 32, 3)), "allowed: 8x8 or larger"),
         (lambda: shapes("convnetjs_mnist", (5, 5, 1)), "allowed: 6x6 or larger"),
         (lambda: shapes("cifar_resnet20", (32, 32)), "allowed: 4 axes"),
+        (
+            lambda: shapes("cifar_resnet20", (32, 32, 3), widths=(16, 8, 64)),
+            "widths: received 8 features after 16; allowed with shortcuts A",
+        ),
         (lambda: models.create("lenet5").init(jax.random.key(0), jnp.ones((1, 28, 28, 1), "uint8")), "received uint8"),
     ],
 )
