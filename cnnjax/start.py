@@ -3,8 +3,10 @@
 import glob
 import importlib.util
 import os
+import pathlib
 import resource
 import sys
+import threading
 from typing import NoReturn
 
 from cnnjax import interrupts
@@ -12,6 +14,10 @@ from cnnjax.memory import keep_freed_memory
 
 LEAST_FILES = 64
 """Open files that a process needs: libraries, data, checkpoints written by several threads."""
+
+
+MANY = 10_000
+"""Processes that the system may allow without its being asked whether there are enough."""
 
 
 def begin() -> None:
@@ -23,6 +29,9 @@ def begin() -> None:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < LEAST_FILES:
         _refuse(f"open files are limited to {allowed} (ulimit -n), allowed: {LEAST_FILES} or more")
+    least = 48 + 4 * (os.cpu_count() or 1)  # XLA, where it can't start one, ends the process at length
+    if (started := threads_that_start(least)) < least:
+        _refuse(f"{started} threads can be started (see ulimit -u, and the container's limit), allowed: {least} or more")
     try:
         import jax  # noqa: F401
     except (
@@ -32,6 +41,31 @@ def begin() -> None:
         MemoryError,
     ) as error:  # "invalid truth value 'maybe' ..."
         _refuse(f"JAX can't be imported: {' '.join(str(error).split())}")
+
+
+def threads_that_start(count: int) -> int:
+    """How many threads this process can start, of `count`; they are tried only where the system sets a low limit."""
+    limits = [resource.getrlimit(resource.RLIMIT_NPROC)[0]]
+    try:
+        limits.append(int(pathlib.Path("/sys/fs/cgroup/pids.max").read_text()))
+    except (OSError, ValueError):  # no such limit: "max"
+        pass
+    if all(not 0 <= limit < MANY for limit in limits):
+        return count
+    done = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:  # can't start new thread
+        pass
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
+    return len(started)
 
 
 def look_for_no_tpu() -> None:

@@ -5,6 +5,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
@@ -67,6 +68,38 @@ def test_too_few_open_files(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: environment: open files are limited to 16 (ulimit -n), allowed: 64 or more\n"
     )
+
+
+@pytest.mark.parametrize("limit", [100, resource.RLIM_INFINITY])
+def test_too_few_threads(limit, monkeypatch, capsys):
+    """They are tried only where there is a limit."""
+    start_thread = threading.Thread.start
+    tried = []
+
+    def refuse_the_sixth(thread):
+        tried.append(thread)
+        if len(tried) > 5:
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda _: "max")
+    monkeypatch.setattr(start.interrupts, "begin", lambda: None)
+    monkeypatch.setattr(start, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_sixth)
+    if limit == resource.RLIM_INFINITY:
+        start.begin()
+        assert not tried
+        return
+    with pytest.raises(SystemExit) as stopped:
+        start.begin()
+    assert stopped.value.code == 2
+    least = 48 + 4 * os.cpu_count()
+    assert capsys.readouterr().err == (
+        "error: environment: 5 threads can be started (see ulimit -u, and the container's limit), "
+        f"allowed: {least} or more\n"
+    )
+    assert not any(thread.is_alive() for thread in tried[:5])
 
 
 @pytest.mark.parametrize(
