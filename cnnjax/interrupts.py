@@ -76,8 +76,8 @@ def obeyed() -> Generator[None]:
 
 
 class _Unraisable:
-    """A `sys.unraisablehook` for which Ctrl-C is the end: in finalizers and callbacks, as of Python's garbage collection,
-    it would be printed at length and then lost."""
+    """A `sys.unraisablehook` for which Ctrl-C is the end: in finalizers and callbacks, as of Python's collection of
+    garbage, it would be printed at length and then lost."""
 
     def __init__(self, hook: Callable[[Any], object]):
         self.hook = hook

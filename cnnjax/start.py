@@ -1,5 +1,6 @@
 """The first moments of a command's process, before the imports that take seconds and start threads."""
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -31,7 +32,8 @@ def begin() -> None:
         _refuse(f"open files are limited to {allowed} (ulimit -n), allowed: {LEAST_FILES} or more")
     least = 48 + 4 * (os.cpu_count() or 1)  # XLA, where it can't start one, ends the process at length
     if (started := threads_that_start(least)) < least:
-        _refuse(f"{started} threads can be started (see ulimit -u, and the container's limit), allowed: {least} or more")
+        limits = "see ulimit -u, and the container's limit"
+        _refuse(f"{started} threads can be started ({limits}), allowed: {least} or more")
     try:
         import jax  # noqa: F401
     except (
@@ -46,25 +48,20 @@ def begin() -> None:
 def threads_that_start(count: int) -> int:
     """How many threads this process can start, of `count`; they are tried only where the system sets a low limit."""
     limits = [resource.getrlimit(resource.RLIMIT_NPROC)[0]]
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no such limit: "max"
         limits.append(int(pathlib.Path("/sys/fs/cgroup/pids.max").read_text()))
-    except (OSError, ValueError):  # no such limit: "max"
-        pass
     if all(not 0 <= limit < MANY for limit in limits):
         return count
     done = threading.Event()
     started: list[threading.Thread] = []
-    try:
+    with contextlib.suppress(RuntimeError):  # can't start new thread
         for _ in range(count):
             thread = threading.Thread(target=done.wait, daemon=True)
             thread.start()
             started.append(thread)
-    except RuntimeError:  # can't start new thread
-        pass
-    finally:
-        done.set()
-        for thread in started:
-            thread.join()
+    done.set()
+    for thread in started:
+        thread.join()
     return len(started)
 
 

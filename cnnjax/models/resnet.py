@@ -63,8 +63,8 @@ def pad_channels(x: jax.Array, features: int, stride: int, *, conv: Any, norm: A
     """
     if features < x.shape[-1]:
         raise InputError(
-            f"widths: received {features} features after {x.shape[-1]}; allowed with shortcuts A, which add channels of "
-            f'zeros: as many or more (shortcut="B" takes any)'
+            f"widths: received {features} features after {x.shape[-1]}; allowed with shortcuts A, which add channels "
+            f'of zeros: as many or more (shortcut="B" takes any)'
         )
     x = x[:, ::stride, ::stride]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
