@@ -495,9 +495,14 @@ def test_platforms_that_are_not_there_are_a_line_of_every_command(run, images, p
         ["doctor"],
         ["run", "quickstart", "--quick", "--workdir", str(tmp_path / "new")],
     ]
-    program = "import sys\nfrom cnnjax.cli import main\nfor argv in " + repr(commands) + (
-        ":\n    try:\n        main(argv)\n    except SystemExit as left:\n        print(left.code)"
-    )
+    program = f"""
+from cnnjax.cli import main
+for argv in {commands}:
+    try:
+        main(argv)
+    except SystemExit as left:
+        print(left.code)
+"""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"JAX_PLATFORMS": platforms},
