@@ -172,6 +172,10 @@ def _evaluate(argv: list[str]) -> None:
         if name in values:
             print(f"  {name:9} {values[name]:.2%}")
     print(f"  {'loss':9} {values['loss']:.4f}")
+    if len(parts := values.get("class_accuracy", {})) > 1:
+        lowest = [f"{name} ({part:.2%})" for name, part in sorted(parts.items(), key=lambda of: of[1])[:3] if part < 1]
+        said = f"; lowest: {', '.join(lowest)}" if lowest else ""
+        say(f"  by class  {values['balanced_accuracy']:.2%} on average{said}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -264,8 +264,18 @@ def test_evaluate_gives_what_the_run_reported(run, result, output):
     assert values["top5"] == result["test_top5"]
     assert values["loss"] == result["test_loss"]
     assert (values["step"], values["data"], values["split"], values["examples"]) == (60, "digits", "test", 360)
+    parts = values["class_accuracy"]
+    assert list(parts) == list("0123456789")
+    assert values["balanced_accuracy"] == pytest.approx(np.mean(list(parts.values())))
     text = output("evaluate", run)
-    for shown in (str(run), "step 60", "360 test images of digits", f"{result['test_accuracy']:.2%}"):
+    lowest = min(parts, key=parts.get)
+    for shown in (
+        str(run),
+        "step 60",
+        "360 test images of digits",
+        f"{result['test_accuracy']:.2%}",
+        f"by class  {values['balanced_accuracy']:.2%} on average; lowest: {lowest} ({parts[lowest]:.2%})",
+    ):
         assert shown in text
     assert files(run) == before
 

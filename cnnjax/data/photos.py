@@ -103,7 +103,10 @@ class Photos:
         """
         label = getattr(self.source, "label", None)
         if label is None:
-            raise InputError("data.stratify: allowed: sets in memory and folders, whose labels are known beforehand")
+            raise InputError(
+                "data.stratify and train.class-weights: allowed: sets in memory and folders, whose labels are known "
+                "beforehand"
+            )
         return label
 
     def take(self, index: Any) -> "Photos":

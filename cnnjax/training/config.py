@@ -165,6 +165,9 @@ class Train:
     """cross_entropy, squared_error; for outputs that are distances, lenet5_map and lenet5_mse of the 1998 paper."""
     label_smoothing: float = 0.0
     """Weight moved from the true class to all classes alike, in training (cross_entropy)."""
+    class_weights: Literal["equal", "balanced"] = dataclasses.field(default="equal", metadata=LATER)
+    """balanced: each training example's loss counts by the inverse of its class's frequency, so that classes of unequal
+    size count alike; on average an example counts 1."""
     evaluate_every: int | None = None
     """Steps between evaluations on the validation images (an epoch when not given)."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"

@@ -39,8 +39,9 @@ def evaluate(
         run's.
 
     Returns:
-      `step`, `data`, `split`, `examples`, `loss`, and `accuracy` and `top5` where there are classes; `same_data`,
-      which is None for another set, or where that is not known; and `same_code` of the loaded run.
+      `step`, `data`, `split`, `examples`, `loss`, and where there are classes `accuracy`, `top5`, `class_accuracy`,
+      that of the examples of each class by its name, and their mean `balanced_accuracy`; `same_data`, which is None
+      for another set, or where that is not known; and `same_code` of the loaded run.
 
     Raises:
       InputError: there is no such set or split, or its images or classes are not of the run's kind.
@@ -95,6 +96,7 @@ def evaluate(
             loss=metrics.make_loss(config.train.loss, 0.0),
             preprocess=run.normalize,
             batch_size=config.run.eval_batch_size,
+            by_class=bool(run.info.classes),
         )
     return {
         "step": run.step,
@@ -104,7 +106,17 @@ def evaluate(
         "split": split,
         "examples": int(sums["count"]),
         **metrics.averages(sums, run.info.num_classes),
+        **_by_class(sums, run.info.classes),
     }
+
+
+def _by_class(sums: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    """The part of each class's examples that are recognized, and the mean of these parts."""
+    if not classes:
+        return {}
+    counts = dict(zip(classes, zip(sums["class_correct"], sums["class_count"], strict=True), strict=False))
+    parts = {name: float(correct / count) for name, (correct, count) in counts.items() if count}
+    return {"balanced_accuracy": sum(parts.values()) / len(parts), "class_accuracy": parts}
 
 
 def _stands_for_train(split: str, dataset: datasets.Dataset | datasets.PhotoSet) -> bool:

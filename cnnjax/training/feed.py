@@ -349,16 +349,25 @@ def evaluate_split(
     preprocess: Preprocess,
     batch_size: int,
     keep_outputs: bool = False,
-) -> tuple[dict[str, float], np.ndarray | None]:
-    """Metrics over exactly the examples of a split, as sums and counts, and if wanted the outputs [examples, classes].
+    by_class: bool = False,
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Metrics over exactly the examples of a split, as sums and counts, and if wanted the outputs [examples, classes],
+    and the sums of each class.
 
     The last batch is padded and the padding masked; the number of examples counted is checked.
     """
     variables = meshes.on_mesh(variables, feed.mesh)  # a loaded run's are on one device
     count = meshes.batch_devices(feed.mesh)
     size = -(-min(batch_size, feed.length) // count) * count
-    step = functools.partial(eval_step, model=model, loss=loss, preprocess=preprocess, layout=meshes.Layout(feed.mesh))
-    evaluate = feed.cached(size, lambda: feed.compile(step, variables, size, masked=True))
+    step = functools.partial(
+        eval_step,
+        model=model,
+        loss=loss,
+        preprocess=preprocess,
+        layout=meshes.Layout(feed.mesh),
+        by_class=by_class,
+    )
+    evaluate = feed.cached((size, by_class), lambda: feed.compile(step, variables, size, masked=True))
     results, masks = [], []
     for item, mask in feed.eval_batches(size):
         sums, outputs = evaluate(variables, item, mask=mask)

@@ -165,7 +165,10 @@ def train(
             config,
             model,
             shapes,
-            (metrics.make_loss(config.train.loss, config.train.label_smoothing), evaluation_loss),
+            (
+                metrics.make_loss(config.train.loss, config.train.label_smoothing, derived.class_weights),
+                evaluation_loss,
+            ),
             jax.ShapeDtypeStruct(derived.image_shape, jnp.dtype(config.train.dtype)),
             one_label(splits["train"]),
             len(derived.classes),
@@ -207,7 +210,8 @@ def train(
             if state is None:
                 report.note(f"no checkpoint is in {checkpoints.directory}: from step 0")
         if state is None:
-            state = jax.jit(init, out_shardings=placement)(key)
+            with report.doing("making the initial parameters"):
+                state = jax.block_until_ready(jax.jit(init, out_shardings=placement)(key))
         events = Events(workdir / "tensorboard", progress.step) if config.run.tensorboard and first() else None
         if events:
             stack.callback(events.close)
@@ -244,7 +248,7 @@ def train(
         if progress.step < derived.steps:  # else the result alone is to be made
             with report.doing("compiling the training step"):
                 take_steps = feeds["train"].compile_steps(
-                    make_step(config, model, optimizer, preprocess, mesh),
+                    make_step(config, model, optimizer, preprocess, mesh, derived.class_weights),
                     state,
                     config.train.batch_size,
                     several,

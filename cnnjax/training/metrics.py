@@ -1,5 +1,6 @@
 """Losses and metrics. Metrics are sums and counts, so that batches of any size and mask add up exactly."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -91,8 +92,13 @@ WITH_NONE = ("lenet5_map", "lenet5_mse")
 """Losses by which an image may be none of the classes: what is missing from a sum of 1 is the probability of that."""
 
 
-def make_loss(name: str, smoothing: float) -> Loss:
+def make_loss(name: str, smoothing: float, class_weights: Sequence[float] | None = None) -> Loss:
     """The loss of that name, as a function of (outputs, labels) that gives one number an example.
+
+    Args:
+      name: one of `LOSSES`.
+      smoothing: of the labels; 0 for none.
+      class_weights: what the loss of an example of each class is multiplied by; nothing when None.
 
     Raises:
       InputError: there is no such loss, or it knows no label smoothing.
@@ -101,9 +107,29 @@ def make_loss(name: str, smoothing: float) -> Loss:
         raise unknown("loss", name, LOSSES)
     if smoothing and name != "cross_entropy":
         raise unknown("loss with label smoothing", name, ["cross_entropy"])
-    if smoothing:
-        return lambda logits, labels: cross_entropy(logits, labels, smoothing=smoothing)
-    return LOSSES[name]
+    loss = functools.partial(cross_entropy, smoothing=smoothing) if smoothing else LOSSES[name]
+    if class_weights is None:
+        return loss
+
+    def weighted(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+        losses = loss(outputs, labels)
+        return losses * jnp.asarray(class_weights, losses.dtype)[labels]
+
+    return weighted
+
+
+def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """Weights by which classes of unequal size count alike: N / (K n_k) for the n_k of N examples that are of class k.
+
+    K is the number of classes that there are examples of; those of none, which are never asked for, weigh 0.
+
+    Args:
+      labels: [n] class numbers.
+      classes: how many there are.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    here = np.count_nonzero(counts)
+    return tuple(float(len(labels) / (here * n)) if n else 0.0 for n in counts)
 
 
 def sums(losses: jax.Array, outputs: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> dict[str, Any]:
@@ -131,16 +157,33 @@ def sums(losses: jax.Array, outputs: jax.Array, labels: jax.Array, mask: jax.Arr
     return found
 
 
-def add(batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Sums of several batches added up, on the host and in float64."""
-    total: dict[str, float] = {}
+def sums_by_class(outputs: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, Any]:
+    """How many examples of each class there are in a batch, and how many of them are recognized.
+
+    Args:
+      outputs: [batch, classes].
+      labels: [batch] class numbers.
+      mask: [batch] booleans, True for examples that count.
+
+    Returns:
+      `class_count` and `class_correct`: [classes].
+    """
+    of = jax.nn.one_hot(labels, outputs.shape[-1], dtype=jnp.int32)
+    right = mask & (outputs.argmax(-1) == labels) & ~jnp.isnan(outputs).any(-1)
+    return {"class_count": (of * mask[:, None]).sum(0), "class_correct": (of * right[:, None]).sum(0)}
+
+
+def add(batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums of several batches added up, on the host and in float64: a float, or an array, for each name."""
+    total: dict[str, Any] = {}
     for batch in batches:
         for name, value in batch.items():
-            total[name] = total.get(name, 0.0) + float(np.asarray(value))
+            array = np.asarray(value, np.float64)
+            total[name] = total.get(name, 0.0) + (array if array.ndim else float(array))
     return total
 
 
-def averages(total: Mapping[str, float], classes: int) -> dict[str, float]:
+def averages(total: Mapping[str, Any], classes: int) -> dict[str, float]:
     """What is reported of sums: `loss`, `accuracy`, and `top5` where there are more than five classes."""
     count = total["count"]
     found = {"loss": total["loss"] / count}

@@ -138,7 +138,8 @@ def lower_step(config: Config, images: Images, devices: Sequence[Any]) -> jax.st
     channels = (0.5,) * image_shape[-1]
     mean, std = config.data.mean or channels, config.data.std or channels
     preprocess = Preprocess.of(config.data, mean, std, jnp.dtype(config.train.dtype))
-    step = make_step(config, model, optimizer, preprocess, mesh)
+    class_weights = None if config.train.class_weights == "equal" else (1.0,) * classes
+    step = make_step(config, model, optimizer, preprocess, mesh, class_weights)
     with compiling_for(devices[0].platform), ambient.pinned(double=config.train.dtype == "float64"):
         with tracing(model, config.model.fields):
             shapes = jax.eval_shape(init, ambient.key(0))

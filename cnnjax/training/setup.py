@@ -50,6 +50,8 @@ class Derived:
     split_sha256: dict[str, str] | None = None
     """The same checksum of each split that the data set has besides "train", which is nearly all of it; not known of
     photographs that are streamed."""
+    class_weights: tuple[float, ...] | None = None
+    """What the loss of a training example of each class is multiplied by, where classes are to count alike."""
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -85,13 +87,17 @@ def make_step(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     mesh: jax.sharding.Mesh,
+    class_weights: Sequence[float] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The training step that a configuration asks for, on a mesh: of (state, batch), as `train_step`."""
+    """The training step that a configuration asks for, on a mesh: of (state, batch), as `train_step`.
+
+    `class_weights` are those of `Derived`.
+    """
     return functools.partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        loss=metrics.make_loss(config.train.loss, config.train.label_smoothing),
+        loss=metrics.make_loss(config.train.loss, config.train.label_smoothing, class_weights),
         preprocess=preprocess,
         update=Update.of(config.train, mesh),
     )
@@ -183,8 +189,17 @@ def prepare(config: Config, dataset: datasets.Dataset | datasets.PhotoSet) -> tu
         sha256=sha256,
         brightness=_brightness(train),
         split_sha256=split_sha256,
+        class_weights=_class_weights(config.train, train, dataset.classes),
     )
     return splits, derived
+
+
+def _class_weights(wanted: configs.Train, train: Split, classes: Sequence[str]) -> tuple[float, ...] | None:
+    if wanted.class_weights == "equal":
+        return None
+    if not classes:
+        raise InputError("train.class-weights: received 'balanced', allowed: for classes; the targets are real numbers")
+    return metrics.balanced(train.label, len(classes))
 
 
 def _splits(data: configs.Data, dataset: datasets.Dataset | datasets.PhotoSet) -> dict[str, Split]:

@@ -250,11 +250,18 @@ def eval_step(
     loss: metrics.Loss,
     preprocess: Preprocess,
     layout: meshes.Layout = meshes.ANYWHERE,
+    by_class: bool = False,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Metrics of a batch as sums and counts over the examples in `mask`, and the outputs [batch, classes]."""
+    """Metrics of a batch as sums and counts over the examples in `mask`, and the outputs [batch, classes].
+
+    With `by_class` the sums of each class are among them (`metrics.sums_by_class`).
+    """
     images = layout.images(preprocess(batch["image"]))
     outputs: Any = model.apply(layout.gather(variables), images, train=False)
-    return metrics.sums(loss(outputs, batch["label"]), outputs, batch["label"], batch["mask"]), outputs
+    sums = metrics.sums(loss(outputs, batch["label"]), outputs, batch["label"], batch["mask"])
+    if by_class:
+        sums |= metrics.sums_by_class(outputs, batch["label"], batch["mask"])
+    return sums, outputs
 
 
 def from_resident(step: Callable) -> Callable:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import flax.linen as nn
@@ -10,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cnnjax
 from cnnjax import data, models
 from cnnjax.models.layers import refuse_lone_values
 from cnnjax.ops.errors import InputError
 from cnnjax.training import Config, Data, Model, Optimizer, Run, Train, config, contract, launch, metrics, train
+from cnnjax.training.evaluate import evaluate
 from cnnjax.training.setup import sameness
 
 
@@ -334,6 +337,43 @@ def test_one_class_is_refused_or_said(tiny_config, tiny_data, tmp_path):
     assert sameness({"train": alone, "test": tiny_data.test}, ("a", "b", "c")) == [
         "data: all 100 train images are of one class, 'a': accuracy says nothing"
     ]
+
+
+def test_balanced_classes_train_on_weighted_losses(tiny_config, tiny_data, tmp_path):
+    """As the same run with a loss that has the weights; they stand in the record, and evaluation has none."""
+    few = np.flatnonzero((tiny_data.train.label != 1) | (np.arange(100) % 5 == 0))
+    uneven = dataclasses.replace(tiny_data, train=tiny_data.train.take(few))
+    results = {}
+    for name, weights in (("balanced", "balanced"), ("equal", "equal")):
+        cfg = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, class_weights=weights))
+        results[name] = train(cfg, tmp_path / name, dataset=uneven)
+    derived = {name: json.loads((tmp_path / name / "config.json").read_text())["derived"] for name in results}
+    assert derived["equal"]["class_weights"] is None
+    weights = derived["balanced"]["class_weights"]
+    assert weights[1] == max(weights) > 2
+    assert results["balanced"]["fingerprint"] != results["equal"]["fingerprint"]
+    run = cnnjax.load(tmp_path / "balanced")
+    assert evaluate(run, dataset=uneven)["loss"] == pytest.approx(results["balanced"]["test_loss"], rel=1e-5)
+    metrics.LOSSES["by_hand"] = lambda outputs, labels: (
+        metrics.cross_entropy(outputs, labels) * jnp.asarray(weights, outputs.dtype)[labels]
+    )
+    try:
+        cfg = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, loss="by_hand"))
+        by_hand = train(cfg, tmp_path / "by hand", dataset=uneven)
+    finally:
+        del metrics.LOSSES["by_hand"]
+    assert by_hand["fingerprint"] == results["balanced"]["fingerprint"]
+
+
+def test_class_weights_need_classes(tiny_config, tiny_data, tmp_path):
+    numbers = lambda arrays: data.Arrays(arrays.image, arrays.label.astype(np.float32)[:, None])
+    heights = data.Dataset("heights", numbers(tiny_data.train), numbers(tiny_data.test), None, (), {"made": "here"})
+    cfg = dataclasses.replace(
+        tiny_config,
+        train=dataclasses.replace(tiny_config.train, loss="squared_error", class_weights="balanced"),
+    )
+    with pytest.raises(InputError, match=r"^train\.class-weights: received 'balanced', allowed: for classes"):
+        train(cfg, tmp_path / "run", dataset=heights)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,19 @@ def test_predictions_are_those_that_evaluate_counts(run, trained, originals):
         assert (np.argmax(logits, -1) == label).sum() == round(counted["accuracy"] * 360)
 
 
+def test_the_accuracy_of_each_class(run):
+    """By what the network says of each image, of nine of ten classes."""
+    enlarged = data.load("digits", size=(28, 28))
+    test = enlarged.test.take(enlarged.test.label != 2)
+    with pytest.warns(UserWarning, match="these are not the data"):
+        values = evaluate(run, dataset=dataclasses.replace(enlarged, test=test))
+    right = run.predict(test.image).argmax(-1) == test.label
+    expected = {run.info.classes[k]: right[test.label == k].mean() for k in np.unique(test.label)}
+    assert values["class_accuracy"] == pytest.approx(expected)
+    assert values["balanced_accuracy"] == pytest.approx(np.mean(list(expected.values())))
+    assert values["accuracy"] == pytest.approx(right.mean())
+
+
 def test_a_run_unpacks_into_what_is_used_most(run, trained):
     model, variables, config = run
     assert (model, variables, config) == (run.model, run.variables, run.config) == (run[0], run[1], run[2])

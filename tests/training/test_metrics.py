@@ -68,6 +68,42 @@ def test_accuracy_is_argmax_and_batches_add_up(n, size, seed):
     assert values["top5"] == pytest.approx((order == labels[:, None]).any(-1).mean())
 
 
+def test_class_weights_by_hand():
+    """Three, one and no examples of three classes: each class that there is has half of the weight."""
+    labels = np.array([0, 0, 1, 0])
+    weights = metrics.balanced(labels, 3)
+    assert weights == pytest.approx((4 / 6, 4 / 2, 0.0))
+    logits = jnp.log(jnp.array([[1.0, 2.0, 1.0], [1.0, 1.0, 8.0]]))
+    loss = metrics.make_loss("cross_entropy", 0.0, weights)
+    np.testing.assert_allclose(loss(logits, jnp.array([1, 0])), [2 * np.log(2), 4 / 6 * np.log(10)], rtol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 1000))
+def test_balanced_classes_have_equal_weights_and_an_example_weighs_1_on_average(n, seed):
+    labels = np.random.default_rng(seed).choice(4, n, p=[0.7, 0.2, 0.1, 0])
+    weights = np.array(metrics.balanced(labels, 4))
+    of_class = np.bincount(labels, weights[labels], 4)
+    np.testing.assert_allclose(of_class[np.unique(labels)], n / len(np.unique(labels)))
+    np.testing.assert_allclose(weights[labels].mean(), 1)
+
+
+def test_sums_by_class_are_a_confusion_matrix_s():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.integers(-2, 3, (40, 5)).astype(np.float32), rng.integers(0, 4, 40)  # with ties
+    logits[3] = np.nan
+    mask = rng.random(40) < 0.8
+    parts = [slice(0, 25), slice(25, 40)]
+    total = metrics.add(
+        metrics.sums_by_class(jnp.asarray(logits[p]), jnp.asarray(labels[p]), jnp.asarray(mask[p])) for p in parts
+    )
+    confusion = np.zeros((5, 6))
+    for said, is_, counts, row in zip(logits.argmax(-1), labels, mask, logits, strict=True):
+        confusion[is_, 5 if np.isnan(row).any() else said] += counts
+    np.testing.assert_array_equal(total["class_correct"], np.diagonal(confusion))
+    np.testing.assert_array_equal(total["class_count"], confusion.sum(1))
+
+
 def test_unknown_losses_are_named():
     with pytest.raises(InputError, match="did you mean 'cross_entropy'"):
         metrics.make_loss("crossentropy", 0.0)
