@@ -186,7 +186,11 @@ def describe(run_dir: pathlib.Path, *, trust_code: bool = False) -> Described:
         if network is None or not (trust_code or codes.is_ours(network)):
             raise InputError(f"{run_dir}: its network {config.model.name!r} was defined in {not_executed}")
         _warn(f"{run_dir} was made by {not_executed}")
-    return Described(record, config, configs.from_dict(Derived, record["derived"]), not_executed, same_code)
+    try:
+        derived = configs.from_dict(Derived, record["derived"], "derived")
+    except InputError as error:
+        raise InputError(f"{run_dir / 'config.json'}: {error}") from error
+    return Described(record, config, derived, not_executed, same_code)
 
 
 def _execute(record: dict[str, Any], run_dir: pathlib.Path, trust_code: bool) -> tuple[str | None, bool | None]:

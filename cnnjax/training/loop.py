@@ -407,6 +407,11 @@ def train(
                 "metrics": dataclasses.asdict(rows.mark()),
                 "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
+            if (gone := rundir.lost_record(workdir)) is not None:  # while it trained
+                report.warn(f"{gone}; it is written anew")
+                if os.path.lexists(workdir / "config.json"):
+                    rundir.set_aside(workdir / "config.json", "config-set-aside.json")
+                rundir.write_record(workdir / "config.json", written)
             # Before any picture, of which nothing else depends.
             result = rundir.write_record(workdir / "result.json", result)
             rate = schedule(config.optimizer, steps)

@@ -56,7 +56,9 @@ def read_json(path: pathlib.Path) -> Any:
     """Reads it; an unreadable file is an `InputError` that names it."""
     try:
         return json.loads(files.read(path))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
 
 
@@ -124,8 +126,8 @@ def examine(workdir: pathlib.Path, what: dict[str, Any], *, extend: bool, accept
             return _compare(workdir, what, extend, accept_code)
         if workdir.is_dir() and checkpoint.steps_with_manifest(workdir / "checkpoints"):
             if extend:
-                raise InputError(f"--extend: {_lost(workdir)}; the run's own command writes it anew")
-            return [f"{_lost(workdir)}; it is written anew if the checkpoints are of this very command"]
+                raise InputError(f"--extend: {lost_record(workdir)}; the run's own command writes it anew")
+            return [f"{lost_record(workdir)}; it is written anew if the checkpoints are of this very command"]
         if extend:
             raise InputError(f"--extend: {workdir} holds no run to extend")
         # A run's folder is new, or empty, or has a config; `.lock` alone is a start that was killed at once.
@@ -144,13 +146,13 @@ def begun(workdir: pathlib.Path) -> bool:
     """
     if not os.path.lexists(workdir / "config.json"):
         return False
-    if checkpoint.steps_with_manifest(workdir / "checkpoints") and _lost(workdir):
+    if checkpoint.steps_with_manifest(workdir / "checkpoints") and lost_record(workdir):
         return False
     read_config(workdir)
     return True
 
 
-def _lost(workdir: pathlib.Path) -> str | None:
+def lost_record(workdir: pathlib.Path) -> str | None:
     """A line about a record that is missing, can't be read or was changed; None where it can be trusted."""
     path = workdir / "config.json"
     if not os.path.lexists(path):
@@ -246,7 +248,7 @@ def _length_hint(record: dict[str, Any], new: dict[str, Any]) -> str:
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The record `config.json`, with the configuration under "config"; an `InputError` where there is no run."""
     path = workdir / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(f"{workdir}: not a run's folder (no config.json)")
     record = read_json(path)
     if not _is_record(record):

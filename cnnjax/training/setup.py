@@ -53,6 +53,18 @@ class Derived:
     class_weights: tuple[float, ...] | None = None
     """What the loss of a training example of each class is multiplied by, where classes are to count alike."""
 
+    def __post_init__(self) -> None:
+        """Raises an `InputError` for what no data set gives, as in a record that was edited."""
+        for name, right, allowed in (
+            ("image_shape", min(self.image_shape) > 0, "three numbers above 0"),
+            ("num_classes", self.num_classes > 0, "1 or more"),
+            ("steps", self.steps > 0, "1 or more"),
+            ("mean", all(map(math.isfinite, self.mean)), "finite numbers"),
+            ("std", all(0 < value < math.inf for value in self.std), "finite numbers above 0"),
+        ):
+            if not right:
+                raise InputError(f"derived.{name}: received {getattr(self, name)}, allowed: {allowed}")
+
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The network that a configuration names, for that many classes.

@@ -279,6 +279,45 @@ def test_a_configuration_of_wrong_types_is_one_line(finished, again, finished_on
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name, values in {
+            "image_shape": ([-1, 9, 1], [9, 0, 1], [9, 9, -1], [9, 9], "x"),
+            "num_classes": (0, -1, 10**12, 1.5),
+            "steps": (0, -3),
+            "mean": ([float("nan")], ["x"]),
+            "std": ([0.0], [-1.0], [float("inf")]),
+            "classes": (3, [3]),
+            "examples": ([], {"train": "x"}),
+            "class_weights": (3, ["x"]),
+        }.items()
+        for value in values
+    ],
+)
+def test_what_no_data_give_is_one_line(finished, name, value):
+    """Within the record of what was derived from the data, with a good seal."""
+    derived = json.loads((finished / "config.json").read_text())["derived"]
+    resealed(finished / "config.json", {"derived": derived | {name: value}})
+    with pytest.raises((InputError, RunError)) as error:
+        load_run(finished)
+    assert "\n" not in str(error.value)
+    if name != "num_classes":
+        assert f"config.json: derived.{name}: received" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+def test_what_stands_in_the_place_of_a_record_is_said(finished, kind):
+    """As it is, and not that there is none."""
+    path = finished / "config.json"
+    path.unlink()
+    {"pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path), "folder": pathlib.Path.mkdir}[kind](path)
+    says = {"pipe": "not a regular file", "loop": "symbolic links", "folder": "not a regular file|directory"}[kind]
+    with pytest.raises(InputError, match=rf"config\.json can't be read \(.*({says})"):
+        load_run(finished)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"step": "x"}, {"seconds": None}, {"best_step": "x"}, {"best_score": 3}, {"latest": []},
@@ -488,7 +527,7 @@ def test_a_picture_that_fails_costs_no_result(tiny_config, tiny_data, tmp_path, 
 
 
 def test_the_configuration_deleted_during_training(
-    tiny_config, tiny_data, tmp_path, monkeypatch, finished_once, finished
+    tiny_config, tiny_data, tmp_path, monkeypatch, capsys, finished_once, finished
 ):
     original = loop.fingerprint
 
@@ -499,6 +538,11 @@ def test_the_configuration_deleted_during_training(
     monkeypatch.setattr(loop, "fingerprint", without_config)
     result = train(tiny_config, tmp_path / "other", dataset=tiny_data)
     assert_same(result, finished_once["result"])
+    path = tmp_path / "other" / "config.json"
+    assert f"{path} is missing; it is written anew" in " ".join(capsys.readouterr().err.split())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_run(tmp_path / "other").step == 24
 
 
 def test_a_run_goes_on_where_its_output_can_not_be_written(monkeypatch, tmp_path):
