@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cnnjax import releases
+from cnnjax import releases, start
 
 __version__ = "0.1.0"
 __all__ = ["analysis", "data", "load", "models", "ops", "training"]
@@ -20,6 +20,8 @@ __all__ = ["analysis", "data", "load", "models", "ops", "training"]
 # Before a backend exists, whichever part is used first.
 if (_line := releases.set_flags(os.environ, releases.installed(), releases.backend_exists())) is not None:
     print(f"cnnjax: warning: {_line}", file=sys.stderr)
+if "jax" not in sys.modules:  # which reads JAX_PLATFORMS as it is imported
+    start.look_for_no_tpu()
 
 if TYPE_CHECKING:
     from cnnjax import analysis, data, models, ops, training

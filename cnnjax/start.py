@@ -26,7 +26,6 @@ def begin() -> None:
     open_streams()
     keep_freed_memory()
     interrupts.begin()
-    look_for_no_tpu()
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < LEAST_FILES:
         _refuse(f"open files are limited to {allowed} (ulimit -n), allowed: {LEAST_FILES} or more")

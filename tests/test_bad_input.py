@@ -192,6 +192,7 @@ CASES = [
     Case("predicting a missing image", "predict {finished} {nowhere}", ("{nowhere}", "not there")),
     Case("predicting a folder", "predict {finished} {empty}", ("{empty}", "folder")),
     Case("the top 0", "predict {finished} {an_image} --top 0", ("--top", "received 0", "1 or more")),
+    Case("a folder to show", "data show {finished}", ("{finished} is a folder", "show folder --raw-dir {finished}")),
     Case("nothing to show", "data show", ("data show", "name", "digits")),
     Case("nothing to prepare", "data prepare", ("data prepare", "name", "mnist")),
     Case("preparing what TFDS lacks", "data prepare mnisd --data-dir {empty}", ("'mnisd'", "did you mean 'mnist'")),

@@ -1,5 +1,6 @@
 """What a command's process sees to first: streams that are closed, and an environment that can't be."""
 
+import glob
 import os
 import pathlib
 import resource
@@ -119,6 +120,21 @@ def test_libtpu_is_not_asked_where_there_is_no_tpu(monkeypatch, installed, files
     monkeypatch.setattr(start.glob, "glob", lambda pattern: [name for name in files if name[:8] == pattern[:8]])
     start.look_for_no_tpu()
     assert variables.get("JAX_PLATFORMS") == platforms
+
+
+@pytest.mark.parametrize(("first", "platforms"), [("cnnjax", "cpu"), ("jax, cnnjax", "None")])
+def test_importing_cnnjax_looks_for_no_tpu(first, platforms, tmp_path):
+    """Before JAX is imported, which reads the variable then."""
+    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*"):
+        pytest.skip("there may be a TPU")
+    (tmp_path / "libtpu").mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_PLATFORMS", "TPU_"))}
+    program = f"import os, {first}; print(os.environ.get('JAX_PLATFORMS'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{platforms}\n"
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,10 @@ def visible() -> list[jax.Device]:
         names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")
         told = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         said = " ".join(str(error).partition("\n")[0].split()) or "no such platform is installed"
+        why = said.partition(" (set JAX_")[0].rstrip(".")
         raise InputError(
-            f"devices: {f'received {told}' if told else 'JAX finds none'}: {said.partition(' (set JAX_')[0]}; allowed: "
-            f"JAX_PLATFORMS=cpu, or unset for what there is"
+            f"devices: {f'received {told}' if told else 'JAX finds none'}: {why}; allowed: JAX_PLATFORMS=cpu, or unset "
+            f"for what there is"
         ) from error
 
 

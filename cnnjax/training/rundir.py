@@ -382,7 +382,11 @@ def find_result(workdir: pathlib.Path, record: dict[str, Any]) -> tuple[dict[str
     lines = [changed] if changed else []
     mark = result.get("metrics")
     if mark and dataclasses.asdict(Mark.of(_readable(workdir / "metrics.jsonl"))) != mark:
-        lines.append(f"{workdir / 'metrics.jsonl'} is not as the run wrote it: lines are missing, or were changed")
+        rows = workdir / "metrics.jsonl"
+        here = os.path.lexists(rows)
+        lines.append(
+            f"{rows} is not as the run wrote it: lines are missing, or were changed" if here else f"{rows} is missing"
+        )
     return result, lines
 
 
