@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.terminal import cut, printable
+from cnnjax.terminal import printable
 
 _COLOURS = {"train": "#4c78a8", "validation": "#f58518", "test": "#54a24b"}
 _RIGHT, _WRONG, _GREY = "#386641", "#c1121f", "#6c757d"
@@ -32,14 +32,11 @@ def _figure(width: int, height: int, path: pathlib.Path, canvas: np.ndarray | No
     images on white, which are laid over the figure: thousands of them take no time that way.
     """
     import matplotlib
-    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = [name for name in _FONTS if name in installed]
-    style: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "font.family": fonts, "font.size": 9}
+    style: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "font.family": _fonts(), "font.size": 9}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -48,6 +45,15 @@ def _figure(width: int, height: int, path: pathlib.Path, canvas: np.ndarray | No
         agg.draw()
         drawn = np.asarray(agg.buffer_rgba())[..., :3]
         Image.fromarray(drawn if canvas is None else np.minimum(drawn, canvas)).save(path)
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Those of `_FONTS` that are installed."""
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in _FONTS if name in installed]
 
 
 @functools.cache
@@ -60,12 +66,32 @@ def _characters() -> frozenset[int]:
     return frozenset().union(*(FT2Font(file).get_charmap() for file in files.values()))
 
 
-def _class_name(classes: Sequence[str], number: int, most: int) -> str:
-    """The name of a class in at most so many characters; its number where it has none that can be drawn."""
+def _class_name(classes: Sequence[str], number: int) -> str:
+    """The name of a class; its number where it has none that can be drawn."""
     text = printable(classes[number]) if number < len(classes) else ""
     if not text or any(ord(character) not in _characters() for character in text):
         return f"class {number}"
-    return cut(text, most)
+    return text
+
+
+@functools.lru_cache(4 * _MOST_CLASSES)
+def _width(text: str, points: float) -> float:
+    """The width in pixels of one line of text, in letters of that size."""
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+
+    font = FontProperties(family=_fonts(), size=points)
+    return RendererAgg(1, 1, _DPI).get_text_width_height_descent(text, font, ismath=False)[0]
+
+
+def _fit(text: str, points: float, width: float, before: str = "") -> str:
+    """`before` and `text` on one line of at most `width` pixels; of a longer text the middle is left out."""
+    line, most = before + text, len(text)
+    while (wide := _width(line, points)) > width and most > 1:
+        most = min(most - 1, int(most * width / wide))
+        head = most // 2
+        line = f"{before}{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+    return line
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------
@@ -102,7 +128,7 @@ def curves(
             else:
                 _metric(axis, rows, panel)
             _dress(axis, panel, last, steps_per_epoch)
-        figure.suptitle(printable(title), fontsize=12, x=90 / width, ha="left")
+        figure.suptitle(_fit(printable(title), 12, width - 120), fontsize=12, x=90 / width, ha="left")
 
 
 def _metric(axis: Any, rows: Sequence[dict[str, Any]], panel: str) -> None:
@@ -187,6 +213,21 @@ def _place(canvas: np.ndarray, image: np.ndarray, x: int, y: int, side: int) -> 
     canvas[top : top + size[1], left : left + size[0]] = drawn
 
 
+def _label(true: str | None, said: str, percent: str, points: float, width: float) -> str:
+    """What is written under an image, on as few lines as fit into `width` pixels; `true` is None where `said` is right.
+
+    Only a name that is too long for a line of its own is cut.
+    """
+    if true is None:
+        said = _fit(said, points, width)
+        choices = [f"{said} {percent}", f"{said}\n{percent}"]
+    else:
+        true, said = _fit(true, points, width, "is "), _fit(said, points, width, "said ")
+        choices = [f"{true}, {said} {percent}", f"{true}\n{said} {percent}", f"{true}\n{said}\n{percent}"]
+    fitting = (text for text in choices if max(_width(line, points) for line in text.split("\n")) <= width)
+    return next(fitting, choices[-1])
+
+
 def predictions(
     images: np.ndarray,
     labels: np.ndarray,
@@ -218,7 +259,13 @@ def predictions(
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[: rows * columns]
     rows = -(-len(order) // columns)
 
-    margin, side, gap, text, head = 24, 132, 14, 46, 84  # in pixels
+    margin, side, gap, head, points = 24, 140, 16, 84, 7.5  # in pixels, and of the letters
+    words = []
+    for i in order:
+        true, said = (_class_name(classes, int(number)) for number in (labels[i], predicted[i]))
+        percent = f"({np.floor(confidence[i] * 100):.0f} %)"  # 99.9 is not yet sure
+        words.append(_label(true if wrong[i] else None, said, percent, points, side))
+    text = 14 + 16 * max(label.count("\n") + 1 for label in words)
     width = 2 * margin + columns * (side + gap) - gap
     height = head + rows * (side + text)
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -230,14 +277,8 @@ def predictions(
         for place, i in enumerate(order):
             x, y = margin + place % columns * (side + gap), head + place // columns * (side + text)
             _place(canvas, images[i], x, y, side)
-            is_, said = (_class_name(classes, int(number), 18) for number in (labels[i], predicted[i]))
-            percent = f"{np.floor(confidence[i] * 100):.0f} %"  # 99.9 is not yet sure
-            if wrong[i]:
-                words = f"is {is_}, said {said} ({percent})"
-                words = words if len(words) <= 24 else f"is {is_}\nsaid {said} ({percent})"
-            else:
-                words = f"{said} ({percent})"
-            write(x, y + side + 3, words, fontsize=7.5, color=_WRONG if wrong[i] else _RIGHT, linespacing=1.15)
+            colour = _WRONG if wrong[i] else _RIGHT
+            write(x, y + side + 3, words[place], fontsize=points, color=colour, linespacing=1.15)
         count = int(wrong.sum())
         write(
             margin, 16, f"{count:,} mistake{'s' * (count != 1)} in {len(labels):,} {split} images, "
@@ -262,9 +303,9 @@ def examples(
     """
     shown = min(len(classes), _MOST_CLASSES)
     each = columns if shown <= 20 else min(columns, 5)
-    words = [_class_name(classes, label, 20) for label in range(shown)]
+    words = [_fit(_class_name(classes, label), 8, 190) for label in range(shown)]
     margin, side, gap = 24, 84 if shown <= 100 else 56, 4  # in pixels
-    name = 16 + 9 * max(map(len, words))
+    name = 16 + round(max(_width(word, 8) for word in words))
     block = name + each * (side + gap) + margin
     # As many blocks as make the picture about as wide as it is high.
     blocks = max(1, round(float(np.sqrt(shown * (side + gap) / block)))) if shown > 20 else 1
