@@ -5,6 +5,7 @@ a manifest beside it, `STEP.json`, with the sha256 of every file; it is written 
 its manifest, or that disagrees with it, is not good.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -19,7 +20,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +90,59 @@ def _steady_timeouts() -> None:
 
 
 _steady_timeouts()
+
+_PATIENCE = 10.0
+"""Seconds for which a failure waits for the reads or writes beside it."""
+
+
+def _end_together() -> None:
+    """Has the reads and writes of an operation of Orbax end before the operation fails.
+
+    Orbax fails with the first of them and closes their event loop. The others would each print a traceback later: of a
+    loop that is closed, of a coroutine cut off, of an error that nobody asked for.
+    """
+    asyncio_utils = sys.modules.get("orbax.checkpoint._src.asyncio_utils")
+    run = getattr(asyncio_utils, "run_sync", None)
+    if asyncio_utils is None or run is None:
+        return
+
+    async def ended(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await coroutine
+        except Exception:
+            if others := asyncio.all_tasks() - {asyncio.current_task()}:
+                done, _ = await asyncio.wait(others, timeout=_PATIENCE)
+                for task in done:
+                    task.cancelled() or task.exception()  # asked for, it is not printed
+            raise
+
+    asyncio_utils.run_sync = lambda coro: run(ended(coro))  # ty: ignore[missing-attribute]
+
+
+_end_together()
+
+
+@contextlib.contextmanager
+def _unlogged_if_it_fails(path: str) -> Generator[None]:
+    """Holds back what Orbax logs about a checkpoint's folder: said only where what is done inside succeeds."""
+    folder, loggers = re.compile(rf"{re.escape(path)}(?!\d)"), (logging.getLogger("absl"), logging.getLogger())
+    held = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        if not folder.search(record.getMessage()):
+            return True
+        held.append(record)
+        return False
+
+    for logger in loggers:
+        logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(passes)
+    for record in held:
+        logging.getLogger(record.name).handle(record)
 
 
 def check_path(directory: pathlib.Path) -> None:
@@ -234,7 +288,7 @@ def restore(
     left_out = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, getattr(target, name)) for name in without}
     wanted = dataclasses.replace(target, **left_out) if left_out else target
     try:
-        with _literally(directory) as path:
+        with _literally(directory) as path, _unlogged_if_it_fails(f"{path}/{manifest.step}"):
             state = _load(f"{path}/{manifest.step}", wanted)
     except Exception as error:  # Orbax raises many kinds, and hides the reason in the cause
         if _OTHER_STRUCTURE in str(error):

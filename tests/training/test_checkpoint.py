@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, and damage is noticed."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -431,3 +432,29 @@ def test_the_fingerprint_sees_every_part(state):
     assert fingerprint(dataclasses.replace(state, opt_state=opt_state)) != base
     signed = {**state.params, "bias": jnp.array([jnp.pi, 0.0])}
     assert fingerprint(dataclasses.replace(state, params=signed)) != base  # -0.0 is not 0.0, bit for bit
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_reads_beside_a_failed_one_end_before_it_is_raised(nested):
+    """Where Orbax is within an event loop of its own, it starts another one in a thread."""
+    from orbax.checkpoint._src import asyncio_utils
+
+    ended = []
+
+    async def fail():
+        raise OSError("gone")
+
+    async def go_on():
+        await asyncio.sleep(0.05)
+        ended.append(True)
+        raise OSError("gone as well")
+
+    async def read():
+        await asyncio.gather(fail(), go_on())
+
+    async def read_within():
+        asyncio_utils.run_sync(read())
+
+    with pytest.raises(OSError, match=r"^gone$"):
+        asyncio_utils.run_sync(read_within() if nested else read())
+    assert ended == [True]

@@ -4,10 +4,13 @@ import dataclasses
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -416,6 +419,69 @@ def test_a_checkpoint_that_the_run_removes_meanwhile(finished, monkeypatch):
     monkeypatch.setattr(checkpoint, "restore", then(checkpoint.restore))
     assert load_run(finished).step == 24
     assert moments == ["read_manifest", "restore"]
+
+
+_REMOVED_IN_TURN = """
+import os, pathlib, shutil, sys, warnings
+from cnnjax import models
+from cnnjax.training import checkpoint, load_run
+from tests.training.conftest import Tiny
+
+models.MODELS["tiny"] = Tiny
+directory = pathlib.Path(sys.argv[1], "checkpoints")
+load = checkpoint.ocp.load
+parts = [path.relative_to(directory / "24") for path in (directory / "24").rglob("*") if path.is_file()]
+parts += [pathlib.Path("state"), pathlib.Path()]
+
+def remove_and_load(path, wanted):
+    if (directory / "24.json").exists():  # as `Checkpoints` removes one
+        os.replace(directory / "24.json", directory / "24.deleting")
+        doomed = directory / "24" / part
+        shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+    return load(path, wanted)
+
+checkpoint.ocp.load = remove_and_load
+shutil.copytree(directory / "24", directory.parent / "whole")
+for part in 3 * parts:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        step = load_run(directory.parent).step
+    print(step, *[str(warning.message) for warning in told])
+    shutil.rmtree(directory / "24", ignore_errors=True)
+    shutil.copytree(directory.parent / "whole", directory / "24")
+    os.replace(directory / "24.deleting", directory / "24.json")
+"""
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_restored_leaves_no_traceback(finished):
+    """Each of its files in turn, and all of them: what Orbax has under way then would print errors later."""
+    command = [sys.executable, "-c", _REMOVED_IN_TURN, finished]
+    root = pathlib.Path(__file__).parents[2]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert found.stderr == ""
+    lines = found.stdout.splitlines()
+    assert len(lines) > 24
+    for line in lines:
+        assert line.startswith("21 ")
+        assert line.count("step 21 is used") == 1
+        assert len(line.split(": ")) == 2
+
+
+def test_what_orbax_logs_of_a_checkpoint_is_said_unless_it_fails(caplog):
+    def use(error=None):
+        with checkpoint._unlogged_if_it_fails("/run/33"):
+            logging.getLogger("absl").warning("no file %s", "/run/33/state")
+            logging.getLogger().warning("no file in /run/33.")
+            logging.getLogger("absl").warning("no file /run/334/state")
+            if error:
+                raise error
+
+    use()
+    assert caplog.messages == ["no file /run/334/state", "no file /run/33/state", "no file in /run/33."]
+    caplog.clear()
+    with pytest.raises(OSError, match="gone"):
+        use(OSError("gone"))
+    assert caplog.messages == ["no file /run/334/state"]
 
 
 # ---- links, pipes and stray files ----------------------------------------------------------------------------------
