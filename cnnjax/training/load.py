@@ -251,10 +251,11 @@ def _restore(
             continue
         newer = rundir.newest_step(run_dir, directory)
         if not best and newer > manifest.step and not _is_there(directory, newer):  # of damage `_choose` has told
-            _warn(
-                f"{run_dir}: step {manifest.step} is used, as there is no good checkpoint of step {newer}, which the "
-                f"run has reached"
-            )
+            if rundir.is_training(run_dir):
+                why = f": the run is training, and has not saved step {newer} yet"
+            else:
+                why = f", as there is no good checkpoint of step {newer}, which the run has reached"
+            _warn(f"{run_dir}: step {manifest.step} is used{why}")
         return manifest, state
 
 

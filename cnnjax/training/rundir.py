@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import stat
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
@@ -195,7 +196,7 @@ def lock(workdir: pathlib.Path, warn: Callable[[str], object] = warnings.warn) -
         raise InputError(f"workdir: {workdir} can't be written (.lock is not a regular file)")
     file = open(descriptor, "a")  # noqa: SIM115  (the claim lasts until it is closed)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _claim(file)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
             file.close()
@@ -205,6 +206,34 @@ def lock(workdir: pathlib.Path, warn: Callable[[str], object] = warnings.warn) -
             f"the same time"
         )
     return file
+
+
+def _claim(file: TextIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.1)  # `is_training` may have looked at that moment
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_training(workdir: pathlib.Path) -> bool:
+    """Whether a process holds the lock of a run's folder; False where that can't be known. Nothing waits or is written.
+
+    Args:
+      workdir: the run's folder.
+    """
+    try:
+        descriptor = os.open(workdir / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two that look don't see each other; closing gives it back at once.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _whole(what: dict[str, Any]) -> dict[str, Any]:

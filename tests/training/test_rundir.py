@@ -395,6 +395,27 @@ def test_an_older_checkpoint_is_not_taken_in_silence(finished):
         assert load_run(finished).step == 21
 
 
+def test_a_checkpoint_that_a_run_in_training_has_yet_to_save(finished):
+    (finished / "checkpoints" / "24.json").unlink()
+    told = "step 21 is used: the run is training, and has not saved step 24 yet$"
+    with rundir.lock(finished), pytest.warns(UserWarning, match=told):
+        assert load_run(finished).step == 21
+    assert not rundir.is_training(finished)
+
+
+def test_looking_whether_a_run_is_training_does_not_disturb(finished, monkeypatch):
+    """Neither one that starts at that moment, nor another look; and what is no lock is not waited for."""
+    with (finished / ".lock").open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert not rundir.is_training(finished)
+        monkeypatch.setattr(rundir.time, "sleep", lambda seconds: look.close())
+        rundir.lock(finished).close()
+    (finished / ".lock").unlink()
+    assert not rundir.is_training(finished)
+    os.mkfifo(finished / ".lock")
+    assert not rundir.is_training(finished)
+
+
 def test_a_checkpoint_that_the_run_removes_meanwhile(finished, monkeypatch):
     """A run that keeps one, and is being trained: the next good one is taken."""
     directory = finished / "checkpoints"
