@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
 from cnnjax import terminal
+from cnnjax.data.images import LARGEST_FILE, check_length
 from cnnjax.ops.errors import InputError
 
-LARGEST_MEMBER = 2**30
-"""Bytes that a member may have."""
 _BOMB = 2**30  # a compressed archive may expand to so many bytes in any case, beyond that
 _EXPANSION = 200  # only so many times; images, being compressed themselves, expand little
 _CHUNK = 2**20
@@ -81,7 +80,7 @@ class _Forward:
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, fewer only at the end."""
-        if size > LARGEST_MEMBER + tarfile.BLOCKSIZE:
+        if size > LARGEST_FILE + tarfile.BLOCKSIZE:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         parts = []
         while size and (part := self._content.read(min(size, _CHUNK))):
@@ -140,11 +139,7 @@ def read_members(file: BinaryIO, where: str) -> Iterator[tuple[str, bytes]]:
                 if not member.isfile():
                     links.append(member.name)
                     continue
-                if member.size > LARGEST_MEMBER:
-                    raise InputError(
-                        f"{where}: the member {member.name!r} has {member.size:,} bytes, allowed: up to"
-                        f" {LARGEST_MEMBER:,}"
-                    )
+                check_length(member.size, f"{where}: the member {member.name!r}")
                 name = "/".join(parts)
                 if name in seen:
                     raise InputError(f"{where}: the member {name!r} comes twice")

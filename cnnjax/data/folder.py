@@ -16,7 +16,17 @@ from cnnjax.data.archive import read_members
 from cnnjax.data.arrays import Arrays, Dataset, NoSplit
 from cnnjax.data.cache import cached_for
 from cnnjax.data.class_names import check_class_names, composed
-from cnnjax.data.images import Fit, Size, decode_all, decoder, is_image, is_image_name, stretched_provenance
+from cnnjax.data.images import (
+    LARGEST_FILE,
+    Fit,
+    Size,
+    check_length,
+    decode_all,
+    decoder,
+    is_image,
+    is_image_name,
+    stretched_provenance,
+)
 from cnnjax.data.originals import Path, existing_directory
 from cnnjax.ops.errors import InputError
 
@@ -77,10 +87,13 @@ def load_folder(
         def found() -> Dataset:
             contents: dict[str, Callable[[], bytes]]
             if tars:
-                contents = {name: functools.partial(_same, content) for name, content in _read_tars(tars).items()}
+                members = _read_tars(tars)
+                contents = {name: functools.partial(_same, content) for name, content in members.items()}
+                opens = lambda name: is_image(members[name])
             else:
                 contents = {name: functools.partial(_read, path) for name, path in listing.files.items()}
-            return _decode(str(raw_dir), contents, listing.hidden, size, fit, needed, source if tars else {})
+                opens = lambda name: _is_image(listing.files[name])
+            return _decode(str(raw_dir), contents, listing.hidden, opens, size, fit, needed, source if tars else {})
 
         return found
 
@@ -219,9 +232,15 @@ def _read_tars(tars: list[pathlib.Path]) -> dict[str, bytes]:
 
 def _read(path: pathlib.Path) -> bytes:
     try:
+        check_length(path.stat().st_size, f"image {path}")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error}") from None
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    """Whether a file without an image's name is an image; one too large to be one is not read."""
+    return _stat(path).st_size <= LARGEST_FILE and is_image(_read(path))
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -327,13 +346,14 @@ def _decode(
     where: str,
     contents: Mapping[str, Callable[[], bytes]],
     hidden: int,
+    opens: Callable[[str], bool],
     size: Size | None,
     fit: Fit,
     needed: str,
     provenance: dict[str, str],
 ) -> Dataset:
-    """The set whose image files are `contents`, by name; each is read when it is called."""
-    layout = _layout(where, contents, hidden, lambda name: is_image(contents[name]()), needed)
+    """The set whose image files are `contents`, by name; each is read when it is called. `opens` is as in `_layout`."""
+    layout = _layout(where, contents, hidden, opens, needed)
     splits = {
         split: _names(layout.splits[split], layout.classes)
         for split in ("train", "test", "validation")
@@ -394,7 +414,7 @@ def open_files(raw_dir: Path, needed: str = "train") -> tuple[dict[str, Files], 
         raise InputError(f"raw_dir {str(raw_dir)!r}: images are streamed from folders only; unpack {tars[0].name}")
     listing = walk(root)
     found = listing.files
-    layout = _layout(str(raw_dir), found, listing.hidden, lambda name: is_image(_read(found[name])), needed)
+    layout = _layout(str(raw_dir), found, listing.hidden, lambda name: _is_image(found[name]), needed)
     splits = {split: Files(root, *_names(names, layout.classes)) for split, names in layout.splits.items()}
     _say(str(raw_dir), layout.classes, {split: len(names) for split, names in splits.items()})
     _say_notes(str(raw_dir), layout.notes)

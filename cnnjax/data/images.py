@@ -64,6 +64,9 @@ FORMATS = (
 )
 """The formats that are read, by Pillow's names. EPS must not be among them: Pillow has Ghostscript execute it."""
 
+LARGEST_FILE = 2**30
+"""Bytes that a file may have that is read whole: an image, alone or in an archive, or an original of a data set."""
+
 DECODING = "orientation obeyed, transparency on white"
 """What decoding an image means, beyond Pillow's version: part of what identifies decoded images in the cache."""
 
@@ -90,6 +93,16 @@ def _formats() -> tuple[str, ...]:
 
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def check_length(length: int, where: str) -> None:
+    """Refuses a file of so many bytes before it is read whole, which could take all memory.
+
+    Raises:
+      InputError: they are more than `LARGEST_FILE`.
+    """
+    if length > LARGEST_FILE:
+        raise InputError(f"{where} has {length:,} bytes, allowed: up to {LARGEST_FILE:,}")
 
 
 def open_picture(content: bytes | str | os.PathLike[str]) -> "Image.Image":
@@ -220,12 +233,14 @@ def open_image(
       fit: what happens to an image of other proportions, as `load` has it.
 
     Raises:
-      InputError: if the file is missing or can't be read as an image, naming it, or `channels` is neither 1 nor 3.
+      InputError: if the file is missing, larger than `LARGEST_FILE` or can't be read as an image, naming it, or
+        `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise InputError(f"channels must be 1 or 3, received {channels}")
     if not os.path.isfile(path):
         raise InputError(f"image {str(path)!r} is {'a folder' if os.path.isdir(path) else 'not there, or no file'}")
+    check_length(os.path.getsize(path), f"image {str(path)!r}")
     return to_array(decode_image(path, repr(str(path))), channels, (height, width), fit)
 
 

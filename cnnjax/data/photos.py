@@ -50,7 +50,7 @@ from cnnjax.data import order
 from cnnjax.data.arrays import NoSplit
 from cnnjax.data.class_names import check_class_names
 from cnnjax.data.folder import SPLITS, open_files
-from cnnjax.data.images import decode_image, decoder, orientation
+from cnnjax.data.images import check_length, decode_image, decoder, orientation
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import open_records
 from cnnjax.ops.errors import InputError, unknown
@@ -491,11 +491,12 @@ def open_photo(path: Path, *, crop: int, resize: int) -> np.ndarray:
       resize: the length that the shorter side gets before cropping.
 
     Raises:
-      InputError: if the file is missing or can't be read as an image, naming it.
+      InputError: if the file is missing, larger than any image or can't be read as one, naming it.
     """
     if not os.path.isfile(path):
         raise InputError(f"image {str(path)!r} is {'a folder' if os.path.isdir(path) else 'not there'}")
     try:
+        check_length(os.path.getsize(path), f"image {str(path)!r}")
         content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"image {str(path)!r} cannot be read: {error.strerror}") from None

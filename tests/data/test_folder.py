@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import re
 import tarfile
 
 import numpy as np
@@ -116,6 +117,38 @@ def test_more_errors(tmp_path, files, pictures):
     files.tar(both / "train.tar.gz", pictures)
     with pytest.raises(InputError, match="which is meant"):
         data.load("folder", raw_dir=both)
+
+
+@pytest.fixture
+def huge(tmp_path, files, pictures):
+    """A folder of images, one of which has a byte too many; it takes no room on disk."""
+    folder = files.tree(tmp_path / "f", pictures | {"train/cat/big.png": pictures["train/cat/0.png"]})
+    os.truncate(folder / "train/cat/big.png", 2**30 + 1)
+    return folder
+
+
+def test_a_file_larger_than_any_image_is_not_read(huge, capsys):
+    message = r"image .*train/cat/big\.png'? has 1,073,741,825 bytes, allowed: up to 1,073,741,824$"
+    with pytest.raises(InputError, match=message):
+        data.load("folder", raw_dir=huge)
+    with pytest.raises(InputError, match=message):
+        data.open_image(huge / "train/cat/big.png", 5, 5, 3)
+    with pytest.raises(InputError, match=message):
+        data.open_photo(huge / "train/cat/big.png", crop=4, resize=4)
+    source = data.open_photo_set("folder", raw_dir=huge).train.source
+    with pytest.raises(InputError, match=message):
+        [source[i] for i in range(len(source))]
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", "show", "folder", "--raw-dir", str(huge)])
+    assert left.value.code == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("opening", [data.load, data.open_photo_set])
+def test_a_large_file_of_another_name_is_passed_over(opening, huge, capsys):
+    (huge / "train/cat/big.png").rename(huge / "train/cat/all.zip")
+    assert len(opening("folder", raw_dir=huge).train) == 5
+    assert "1 files that are no images of a class (train/cat/all.zip)" in capsys.readouterr().err
 
 
 def test_links_in_a_tar_are_ignored(tmp_path, files, pictures):

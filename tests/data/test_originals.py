@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import urllib.request
 
 import numpy as np
@@ -88,6 +89,8 @@ def damage(folder, kind):
     elif kind == "unpacked":
         path.unlink()
         path.with_suffix("").write_bytes(gzip.decompress(content))
+    elif kind == "huge":
+        os.truncate(path, 2**30 + 1)  # which takes no room on disk
     elif kind == "cleared":
         for file in folder.iterdir():
             file.unlink()
@@ -100,6 +103,7 @@ def damage(folder, kind):
         ("truncated", r"train-images-idx3-ubyte\.gz is truncated: 1000 bytes of \d+"),
         ("altered", r"train-images-idx3-ubyte\.gz has been altered: sha256"),
         ("unpacked", "lacks.*leave the files compressed"),
+        ("huge", r"train-images-idx3-ubyte\.gz has 1,073,741,825 bytes, allowed: up to 1,073,741,824"),
         ("cleared", "is empty"),
     ],
 )
