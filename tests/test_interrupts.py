@@ -38,17 +38,35 @@ SWALLOWED = """
 FINALIZER = """type("Slow", (), {"__del__": lambda self: time.sleep(60)})()"""  # Python can't raise what it raises
 
 
+HEEDING = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+]
+"""Before a command: gives Ctrl-C its usual meaning, which a shell's `&`, behind which the tests may run, has taken."""
+
+
 def interrupted(command, word, **more):
     """Sends SIGINT once a command has said `word`; its status, what it said, and what on standard error."""
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1, **more
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        **more,
     )
-    for line in process.stdout:
-        if word in line:
-            break
-    time.sleep(0.2)  # it is past saying so
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    with process:
+        for line in process.stdout:
+            if word in line:
+                break
+        time.sleep(0.2)  # it is past saying so
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     return process.returncode, out, err
 
 
@@ -64,7 +82,7 @@ def interrupted(command, word, **more):
     ids=["importing", "working", "swallowed", "in a finalizer", "leaving"],
 )
 def test_one_line_at_any_moment(word, parts):
-    status, _, err = interrupted([sys.executable, "-c", PROGRAM.format(**parts)], word)
+    status, _, err = interrupted([*HEEDING, sys.executable, "-c", PROGRAM.format(**parts)], word)
     assert (status, err) == (130, "error: interrupted\n")
 
 
@@ -79,7 +97,8 @@ def test_where_nobody_may_interrupt_nobody_does():
 
 def test_what_is_imported_only_is_left_alone():
     program = "import signal; import cnnjax.training, experiments.quickstart; print(signal.getsignal(signal.SIGINT))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [*HEEDING, sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "default_int_handler" in done.stdout
 
 
@@ -93,7 +112,7 @@ def test_a_process_that_waits_for_its_peers_obeys(tmp_path):
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
     options = ("--distributed.coordinator", place, "--distributed.num-processes", "2")
-    command = [sys.executable, "-m", "experiments.quickstart", "--workdir", str(tmp_path / "run"), *options]
+    command = [*HEEDING, sys.executable, "-m", "experiments.quickstart", "--workdir", str(tmp_path / "run"), *options]
     process = subprocess.Popen(
         [*command, "--distributed.process-id", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=alone()
     )
@@ -120,7 +139,7 @@ def test_a_process_that_waits_for_its_peers_obeys(tmp_path):
 )
 def test_at_many_moments(command, tmp_path):
     """From when Python has begun to run the package; wherever it is."""
-    command = [sys.executable, *(word.format(run=tmp_path / "run") for word in command.split())]
+    command = [*HEEDING, sys.executable, *(word.format(run=tmp_path / "run") for word in command.split())]
     started = time.monotonic()
     whole = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone(), check=True)
     seconds = time.monotonic() - started
