@@ -30,7 +30,7 @@ import cnnjax
 from cnnjax.ops.errors import InputError
 from cnnjax.training import config as configs
 from cnnjax.training import files, processes
-from cnnjax.training.errors import RunError
+from cnnjax.training.errors import Interrupted, RunError
 
 _STEP = "(0|[1-9][0-9]{0,17})"
 _FOLDER = re.compile(_STEP)
@@ -51,16 +51,19 @@ logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run()" not 
 
 @dataclasses.dataclass(frozen=True)
 class _WithoutLateWrites:
-    """A `sys.unraisablehook` that is silent about writes which end after another one has failed their save.
+    """A `sys.unraisablehook` that is silent about writes which end after another one has failed their save, and about a
+    request to stop.
 
-    Orbax doesn't wait for them, so they report to an event loop that is closed, each with a traceback.
+    Orbax doesn't wait for the writes, so they report to an event loop that is closed, each with a traceback. A request
+    that arrives within a callback, in which Python can't raise it, is raised again at the end of the run.
     """
 
     hook: Callable[[Any], object]
 
     def __call__(self, unraisable: Any) -> None:
         error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not late and not isinstance(error, Interrupted):
             self.hook(unraisable)
 
 

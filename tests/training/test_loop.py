@@ -123,10 +123,10 @@ def asked_in_a_callback(*_, **__):
         gc.callbacks.remove(asking)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("ask", [lambda *_, **__: signal.raise_signal(signal.SIGINT), asked_in_a_callback])
 def test_a_signal_after_the_last_checkpoint_is_not_lost(tiny_config, tiny_data, tmp_path, monkeypatch, capsys, ask):
-    """Neither as a picture that can't be drawn, nor where what a handler raises goes nowhere."""
+    """Neither as a picture that can't be drawn, nor where what a handler raises goes nowhere; and Python prints
+    nothing, which would be an error here."""
     with monkeypatch.context() as patch:
         patch.setattr(loop.pictures, "curves", ask)
         with pytest.raises(Interrupted) as stopped:
