@@ -119,16 +119,20 @@ def test_every_shape():
             assert {y.shape for y in found} == {(2, outputs(first), outputs(second), 3)}, (first, second)
 
 
-@pytest.mark.parametrize("name", POOLINGS)
-def test_values(name):
-    """A selection, those with a lone window first."""
-    pool, oracle = POOLINGS[name]
-    cases = some(LONE, 8) + some(AXES, 8)
+def compare(pool, oracle, cases):
+    """A pooling in several cases, in one program, with the oracle."""
     run = jax.jit(lambda xs: [pool(x, *args, **kwargs) for x, (_, args, kwargs) in zip(xs, cases, strict=True)])
     for y, (shape, args, kwargs) in zip(run([inputs(shape) for shape, _, _ in cases]), cases, strict=True):
         expected = oracle(inputs(shape), *args, **kwargs)
         assert y.shape == expected.shape
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6, err_msg=f"{shape} {args} {kwargs}")
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_values(name):
+    """A selection, those with a lone window first."""
+    pool, oracle = POOLINGS[name]
+    compare(pool, oracle, some(LONE, 8) + some(AXES, 8))
 
 
 @pytest.mark.equivalence
@@ -137,12 +141,9 @@ def test_values(name):
 def test_every_value(name, padding):
     """In every case along one axis."""
     pool, oracle = POOLINGS[name]
-    cases = [pooling(axis) for axis in AXES if axis[0] == padding]
-    run = jax.jit(lambda xs: [pool(x, *args, **kwargs) for x, (_, args, kwargs) in zip(xs, cases, strict=True)])
-    for y, (shape, args, kwargs) in zip(run([inputs(shape) for shape, _, _ in cases]), cases, strict=True):
-        expected = oracle(inputs(shape), *args, **kwargs)
-        assert y.shape == expected.shape
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6, err_msg=f"{shape} {args} {kwargs}")
+    axes = [axis for axis in AXES if axis[0] == padding]
+    for start in range(0, len(axes), 50):  # XLA ends the process at programs of hundreds
+        compare(pool, oracle, [pooling(axis) for axis in axes[start : start + 50]])
 
 
 def test_gradients():
