@@ -166,13 +166,20 @@ def avg_pool(
 def reduce_windows(x: Array, spec: PoolSpec, of_none: ArrayLike, combine: Callable[..., Array]) -> Array:
     """What `combine` makes of each window; `of_none` where none of it is inside."""
     along = lambda values, other: [values[spec.axes.index(i)] if i in spec.axes else other for i in range(x.ndim)]
+    padding = along(spec.padding, (0, 0))
+    # XLA ends the process at windows of one element with negative padding: what is cropped is cropped before.
+    crop = lambda pad: min(pad, 0) if isinstance(pad, int) else 0  # symbolic padding, of "SAME", is never negative
+    cropped = [(crop(low), crop(high), 0) for low, high in padding]
+    if any(low or high for low, high, _ in cropped):
+        x = lax.pad(x, jnp.zeros((), x.dtype), cropped)
+        padding = [(low - crop(low), high - crop(high)) for low, high in padding]
     return lax.reduce_window(
         x,
         of_none,
         combine,
         along(spec.window, 1),
         along(spec.strides, 1),
-        along(spec.padding, (0, 0)),
+        padding,
         window_dilation=along(spec.window_dilation, 1),
     )
 

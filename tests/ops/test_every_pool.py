@@ -135,6 +135,12 @@ def test_values(name):
     compare(pool, oracle, some(LONE, 8) + some(AXES, 8))
 
 
+@pytest.mark.parametrize("name", ["max", "average", "average inside", "LP"])
+def test_windows_of_one_element_that_are_cropped(name):
+    """At which XLA ends the process, as `lax.reduce_window` has them."""
+    compare(*POOLINGS[name], [pooling(((-1, 0), 4, 1, 1, 1)), pooling(((3, -1), 4, 1, 2, 1), ((-1, 0), 3, 1, 1, 1))])
+
+
 @pytest.mark.equivalence
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
 @pytest.mark.parametrize("name", ["max", "average", "average inside", "LP", "largest magnitude"])
@@ -142,7 +148,7 @@ def test_every_value(name, padding):
     """In every case along one axis."""
     pool, oracle = POOLINGS[name]
     axes = [axis for axis in AXES if axis[0] == padding]
-    for start in range(0, len(axes), 50):  # XLA ends the process at programs of hundreds
+    for start in range(0, len(axes), 50):
         compare(pool, oracle, [pooling(axis) for axis in axes[start : start + 50]])
 
 
