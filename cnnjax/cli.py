@@ -517,11 +517,11 @@ def _data(argv: list[str]) -> None:
     if chosen.made_up is not None:
         _made_up(chosen, chosen.made_up)
         return
-    if chosen.name not in data.summaries() and pathlib.Path(chosen.name).is_dir():
-        raise InputError(f"data: {chosen.name} is a folder; allowed: cnnjax data show folder --raw-dir {chosen.name}")
     if chosen.action == "prepare":
         print(data.prepare(chosen.name, raw_dir=chosen.raw_dir, data_dir=chosen.data_dir))
         return
+    if chosen.name not in data.summaries() and pathlib.Path(chosen.name).is_dir():
+        raise InputError(f"data: {chosen.name} is a folder; allowed: cnnjax data show folder --raw-dir {chosen.name}")
     folders = {"raw_dir": chosen.raw_dir, "data_dir": chosen.data_dir, "cache_dir": chosen.cache_dir}
     dataset = data.load(chosen.name, **folders, size=chosen.size, fit=chosen.fit)
     mean, std = data.channel_mean_std(dataset.train.image)

@@ -494,6 +494,16 @@ def test_data_show(output, tmp_path):
         assert min(picture.size) > 200
 
 
+def test_a_folder_of_its_name_does_not_keep_a_set_from_being_prepared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(data, "prepare", lambda name, **_: f"prepared {name}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet2012").mkdir()
+    assert command("data", "prepare", "imagenet2012") == 0
+    assert capsys.readouterr().out == "prepared imagenet2012\n"
+    assert command("data", "show", "imagenet2012") == 2
+    assert "show folder --raw-dir imagenet2012" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("platforms", ["nonsense", "cuda"])  # of which JAX says little, and nothing
 def test_platforms_that_are_not_there_are_a_line_of_every_command(run, images, platforms, tmp_path):
     workdir = str(run)

@@ -20,11 +20,11 @@ from cnnjax.data.images import (
     LARGEST_FILE,
     Fit,
     Size,
-    check_length,
     decode_all,
     decoder,
     is_image,
     is_image_name,
+    read_whole,
     stretched_provenance,
 )
 from cnnjax.data.originals import Path, existing_directory
@@ -232,8 +232,7 @@ def _read_tars(tars: list[pathlib.Path]) -> dict[str, bytes]:
 
 def _read(path: pathlib.Path) -> bytes:
     try:
-        check_length(path.stat().st_size, f"image {path}")
-        return path.read_bytes()
+        return read_whole(path, f"image {path}")
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error}") from None
 

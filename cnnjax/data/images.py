@@ -105,6 +105,13 @@ def check_length(length: int, where: str) -> None:
         raise InputError(f"{where} has {length:,} bytes, allowed: up to {LARGEST_FILE:,}")
 
 
+def read_whole(path: str | os.PathLike[str], where: str) -> bytes:
+    """The content of a file, named `where` in the error if it is too large; an `OSError` if it can't be read."""
+    check_length(os.path.getsize(path), where)
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def open_picture(content: bytes | str | os.PathLike[str]) -> "Image.Image":
     """Opens an encoded image with Pillow, if it is in one of `FORMATS`: nothing else in cnnjax calls `Image.open`.
 

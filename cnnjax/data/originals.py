@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 
 from cnnjax.data.cache import write_atomically
-from cnnjax.data.images import check_length
+from cnnjax.data.images import read_whole
 from cnnjax.ops.errors import InputError
 
 Path = str | os.PathLike[str]
@@ -123,8 +123,7 @@ def read_originals(name: str, raw_dir: Path) -> dict[str, bytes]:
 
 def _read_original(name: str, original: Original, path: pathlib.Path) -> bytes:
     try:
-        check_length(path.stat().st_size, str(path))
-        content = path.read_bytes()
+        content = read_whole(path, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     verify(name, original, content, str(path))
@@ -171,8 +170,7 @@ def fetch_originals(name: str, folder: pathlib.Path | None) -> dict[str, bytes]:
         try:
             if path is None:
                 raise FileNotFoundError
-            check_length(path.stat().st_size, str(path))
-            content = path.read_bytes()
+            content = read_whole(path, str(path))
             verify(name, original, content, str(path))
         except (OSError, InputError):  # absent or damaged: download it (again)
             content = _download(name, original)

@@ -35,7 +35,6 @@ import math
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -50,7 +49,7 @@ from cnnjax.data import order
 from cnnjax.data.arrays import NoSplit
 from cnnjax.data.class_names import check_class_names
 from cnnjax.data.folder import SPLITS, open_files
-from cnnjax.data.images import check_length, decode_image, decoder, orientation
+from cnnjax.data.images import decode_image, decoder, orientation, read_whole
 from cnnjax.data.originals import Path
 from cnnjax.data.tfds import open_records
 from cnnjax.ops.errors import InputError, unknown
@@ -496,8 +495,7 @@ def open_photo(path: Path, *, crop: int, resize: int) -> np.ndarray:
     if not os.path.isfile(path):
         raise InputError(f"image {str(path)!r} is {'a folder' if os.path.isdir(path) else 'not there'}")
     try:
-        check_length(os.path.getsize(path), f"image {str(path)!r}")
-        content = pathlib.Path(path).read_bytes()
+        content = read_whole(path, f"image {str(path)!r}")
     except OSError as error:
         raise InputError(f"image {str(path)!r} cannot be read: {error.strerror}") from None
     return _resize_and_crop(content, lambda: repr(str(path)), crop, resize)

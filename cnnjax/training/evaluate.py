@@ -114,8 +114,8 @@ def _by_class(sums: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
     """The part of each class's examples that are recognized, and the mean of these parts."""
     if not classes:
         return {}
-    counts = dict(zip(classes, zip(sums["class_correct"], sums["class_count"], strict=True), strict=False))
-    parts = {name: float(correct / count) for name, (correct, count) in counts.items() if count}
+    rows = zip(classes, sums["class_correct"], sums["class_count"], strict=False)  # a network may have more outputs
+    parts = {name: float(correct / count) for name, correct, count in rows if count}
     return {"balanced_accuracy": sum(parts.values()) / len(parts), "class_accuracy": parts}
 
 

@@ -234,7 +234,6 @@ def excess(images: np.ndarray, brightness: Sequence[float] | None, *, swapped: b
     Args:
       images: uint8 [n, height, width, channels].
       brightness: the range of the training images' mean pixels, in [0, 1]; nothing is outside where it isn't known.
-
       swapped: says it of the images with black and white swapped.
 
     Returns:
